@@ -1,0 +1,253 @@
+"""Artifacts: the folders that a stage reads and the one it writes, what they were made from, and checkpoints on the way to one."""
+
+import hashlib
+import json
+import platform
+import re
+import shutil
+import warnings
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import __version__
+from .atomic import disk_full_told, is_disk_full, read_json, read_tensors, recover, staged, sweep, write_json, write_tensors
+from .errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+TENSORS = "model.safetensors"
+PACKAGES = ("torch", "transformers", "diffusers", "peft", "datasets", "numpy", "mujoco", "metaworld", "gymnasium")
+FORMAT = ".".join(__version__.split(".")[:2])  # artifacts of another major or minor version are refused
+HUB_REFERENCE = re.compile(r"(?P<repository>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w./-]+))?")
+
+
+def write_artifact(folder: Path, kind: str, config: dict, tensors: "dict[str, torch.Tensor] | None", provenance: dict, card: str) -> None:
+    """Write an artifact's own files into a folder that may hold others (a dataset's); inside `staged`, for it to appear whole."""
+    write_json(folder / "config.json", {**config, "kind": kind, "worldenv_version": __version__})
+    write_json(folder / "provenance.json", provenance)
+    front_matter = f"---\nlibrary_name: worldenv\ntags:\n- worldenv\n- robotics\n- {kind}\n---\n\n"
+    (folder / "README.md").write_text(front_matter + card.strip() + "\n", encoding="utf-8")
+    if tensors is not None:
+        write_tensors(folder / TENSORS, tensors)
+
+
+def save_artifact(folder: Path, kind: str, config: dict, tensors: "dict[str, torch.Tensor] | None", provenance: dict, card: str) -> None:
+    """Write or replace a whole artifact. `card` is Markdown without front matter; `provenance` comes from `make_provenance`."""
+    with staged(folder) as partial:
+        write_artifact(partial, kind, config, tensors, provenance, card)
+
+
+def load_config(folder: Path, kind: str, made_by: str = "make it first") -> dict:
+    """The config an artifact was saved with, once its kind and version are known to be right.
+
+    `made_by` ends the message where there is no artifact: "run `worldenv sft RECIPE` first".
+    """
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        what = "holds no config.json" if Path(folder).is_dir() else "does not exist"
+        raise UserError(f"{folder} {what}: expected the folder of a {kind}; {made_by}")
+    config = read_json(path)
+    found, version = config.pop("kind", None), str(config.pop("worldenv_version", None))
+    if found != kind:
+        raise UserError(f"{folder} is of kind {found!r}: expected {kind!r}; check the path, or {made_by}")
+    if version.split(".")[:2] != FORMAT.split("."):
+        raise UserError(
+            f"{path} was written by worldenv {version}: this is {__version__}, which reads {FORMAT}.*; "
+            "install that version or make it again"
+        )
+    return config
+
+
+def load_tensors(folder: Path) -> "dict[str, torch.Tensor]":
+    """All tensors of an artifact, on the CPU."""
+    path = Path(folder) / TENSORS
+    if not path.is_file():
+        raise UserError(f"{folder} holds no {TENSORS}: expected the weights there; make the artifact or download it again")
+    return read_tensors(path)
+
+
+def load_into(module: "torch.nn.Module", tensors: "dict[str, torch.Tensor]", where: str | Path) -> None:
+    """`load_state_dict`, with every missing, unexpected and misshapen tensor in one message."""
+    own = module.state_dict()
+    missing = sorted(own.keys() - tensors.keys())
+    unexpected = sorted(tensors.keys() - own.keys())
+    misshapen = [
+        f"{name} {tuple(tensors[name].shape)} instead of {tuple(own[name].shape)}"
+        for name in own.keys() & tensors.keys()
+        if tensors[name].shape != own[name].shape
+    ]
+    found = {"missing": missing, "unexpected": unexpected, "wrong shape": sorted(misshapen)}
+    problems = "; ".join(f"{what}: {', '.join(names)}" for what, names in found.items() if names)
+    if problems:
+        raise UserError(f"{where}: its tensors do not fit {type(module).__name__} ({problems}); make it again with this configuration")
+    module.load_state_dict(tensors)
+
+
+def resolve(reference: str | Path, repo_type: str = "model") -> Path:
+    """A folder on this machine: the path itself, or a download of the Hub repository `owner/name[@revision]`."""
+    if Path(reference).exists():
+        return Path(reference)
+    match = HUB_REFERENCE.fullmatch(str(reference))
+    if not match:
+        raise UserError(f"{reference} does not exist: expected a folder or a Hub reference owner/name[@revision]; check the path")
+    from huggingface_hub import constants, snapshot_download
+
+    with disk_full_told(Path(constants.HF_HUB_CACHE)):
+        try:
+            return Path(snapshot_download(match["repository"], revision=match["revision"], repo_type=repo_type))
+        except (OSError, ValueError) as error:
+            if is_disk_full(error):
+                raise
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            message = f"{reference}: no such folder here, and not to be had from the Hub ({reason}); check the name and the network"
+            raise UserError(message) from error
+
+
+# Provenance
+
+
+def content_hash(folder: Path) -> str:
+    """sha256 of what an artifact holds. Cards, provenance and hidden files (the Hub adds .gitattributes) may change without consequence."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder} does not exist: expected an artifact's folder there")
+    whole = hashlib.sha256()
+    for path in sorted(folder.rglob("*"), key=lambda path: path.relative_to(folder).as_posix()):
+        name = path.relative_to(folder).as_posix()
+        if name in ("README.md", "provenance.json") or any(part.startswith(".") for part in name.split("/")) or not path.is_file():
+            continue
+        with path.open("rb") as file:
+            whole.update(f"{name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return whole.hexdigest()
+
+
+def fingerprint(settings: dict, inputs: dict[str, str]) -> str:
+    """What decides whether a stage must run again: its settings (as JSON), its inputs' hashes and the format of artifacts."""
+    text = json.dumps({"format": FORMAT, "settings": settings, "inputs": inputs}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def is_current(folder: Path, wanted: str) -> bool:
+    """Whether `folder` holds what a stage of that fingerprint would write."""
+    recover(folder)
+    path = Path(folder) / "provenance.json"
+    try:
+        return path.is_file() and read_json(path).get("fingerprint") == wanted
+    except UserError:
+        return False
+
+
+def make_provenance(settings: dict, inputs: dict[str, str], seed: int) -> dict:
+    """What an artifact was made from, for provenance.json."""
+    made = {"fingerprint": fingerprint(settings, inputs), "seed": seed, "inputs": inputs, "settings": settings}
+    return {**made, "packages": package_versions()}
+
+
+def package_versions() -> dict[str, str]:
+    """Versions that a result may depend on, without importing anything."""
+    versions = {"worldenv": __version__, "python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+# Checkpoints
+
+
+class Checkpoint:
+    """The last two states of a training run: the newest one to go on from, and the one before should that be damaged."""
+
+    def __init__(self, folder: Path):
+        self.folder = Path(folder)
+
+    def save(self, step: int, tensors: "dict[str, torch.Tensor]", state: dict) -> None:
+        """Write the state after `step` steps. Later ones belong to a run that was abandoned, and go."""
+        if self.folder.is_dir():
+            sweep(self.folder, "step_*")
+        with staged(self._of(step)) as partial:
+            write_tensors(partial / TENSORS, tensors)
+            write_json(partial / "state.json", state)
+        steps = self._steps()
+        kept = [other for other in steps if other <= step][-2:]
+        for old in set(steps) - set(kept):
+            shutil.rmtree(self._of(old))
+
+    def latest(self) -> "tuple[int, dict[str, torch.Tensor], dict] | None":
+        """(step, tensors, state) of the newest state that can be read, None where there is none."""
+        for step in reversed(self._steps()):
+            try:
+                return step, read_tensors(self._of(step) / TENSORS), read_json(self._of(step) / "state.json")
+            except (UserError, FileNotFoundError) as error:
+                warnings.warn(f"checkpoint skipped, falling back to the one before: {error}", stacklevel=2)
+        return None
+
+    def clear(self) -> None:
+        """Delete all states; the folder too, unless it holds something else."""
+        for step in self._steps():
+            shutil.rmtree(self._of(step))
+        if self.folder.is_dir():
+            sweep(self.folder, "step_*")
+            if not any(self.folder.iterdir()):
+                self.folder.rmdir()
+
+    def _of(self, step: int) -> Path:
+        return self.folder / f"step_{step:06d}"
+
+    def _steps(self) -> list[int]:
+        return sorted(int(path.name[5:]) for path in self.folder.glob("step_*") if path.name[5:].isdigit())
+
+
+def under(prefix: str, tensors: "dict[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
+    """The tensors whose names begin with `prefix`, without it: how one checkpoint holds several modules."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def optimizer_tensors(optimizer: "torch.optim.Optimizer") -> "tuple[dict[str, torch.Tensor], dict]":
+    """An optimizer's state as tensors named `<parameter>.<what>` and as JSON."""
+    import torch
+
+    whole = optimizer.state_dict()
+    tensors, state = {}, {}
+    for parameter, values in whole["state"].items():
+        state[str(parameter)] = {name: value for name, value in values.items() if not isinstance(value, torch.Tensor)}
+        tensors |= {f"{parameter}.{name}": value for name, value in values.items() if isinstance(value, torch.Tensor)}
+    return tensors, {"state": state, "groups": whole["param_groups"]}
+
+
+def load_optimizer(optimizer: "torch.optim.Optimizer", tensors: "dict[str, torch.Tensor]", state: dict) -> None:
+    """The inverse of `optimizer_tensors`."""
+    values = {int(parameter): dict(others) for parameter, others in state["state"].items()}
+    for name, tensor in tensors.items():
+        parameter, _, what = name.partition(".")
+        values[int(parameter)][what] = tensor
+    groups = [
+        {key: tuple(value) if isinstance(value, list) and key != "params" else value for key, value in group.items()}
+        for group in state["groups"]
+    ]
+    optimizer.load_state_dict({"state": values, "param_groups": groups})
+
+
+def rng_state(generator: "np.random.Generator") -> "tuple[dict[str, torch.Tensor], dict]":
+    """Where torch's global generators (CPU and CUDA) and a numpy one stand, as tensors and as JSON."""
+    import torch
+
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    tensors = {"cpu": torch.get_rng_state()} | {f"cuda.{index}": state for index, state in enumerate(devices)}
+    return tensors, {"numpy": generator.bit_generator.state}
+
+
+def set_rng_state(generator: "np.random.Generator", tensors: "dict[str, torch.Tensor]", state: dict) -> None:
+    """The inverse of `rng_state`; devices that are not here any more are left out."""
+    import torch
+
+    torch.set_rng_state(tensors["cpu"])
+    for index in range(torch.cuda.device_count()):
+        if f"cuda.{index}" in tensors:
+            torch.cuda.set_rng_state(tensors[f"cuda.{index}"], index)
+    generator.bit_generator.state = state["numpy"]

@@ -1,0 +1,141 @@
+"""Files and folders that are there whole or not at all.
+
+A folder is written beside its place and renamed, so that a run that is cut off, a full disk or a second run never leave half of one
+behind. Tensors are safetensors and everything else is JSON: no pickle is written or read.
+"""
+
+import errno
+import glob
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+
+@contextmanager
+def staged(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside `folder` that takes its place once the block ends without an exception."""
+    folder = Path(os.path.realpath(folder))
+    recover(folder)
+    partial, aside = folder.with_name(f".{folder.name}.partial-{os.getpid()}"), _aside(folder)
+    try:
+        with disk_full_told(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            sweep(folder.parent, glob.escape(folder.name))
+            partial.mkdir()
+            yield partial
+            for path in [*partial.rglob("*"), partial]:
+                _flush(path)
+            if folder.exists():
+                folder.rename(aside)
+            partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        recover(folder)
+        raise
+    _flush(folder.parent)
+    recover(folder)
+
+
+def recover(folder: Path) -> None:
+    """Finish a replacement that was cut off: the old copy comes back where the new one is missing, and goes where it is not."""
+    folder = Path(os.path.realpath(folder))
+    aside = _aside(folder)
+    if not aside.exists():
+        return
+    if not folder.exists():
+        aside.rename(folder)
+        return
+    doomed = folder.with_name(f".{folder.name}.partial-{os.getpid()}")  # half deleted, it must not look like something to put back
+    aside.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _aside(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.replaced")
+
+
+def sweep(parent: Path, pattern: str) -> None:
+    """Delete the temporary folders of processes that were killed."""
+    import psutil
+
+    for left in parent.glob(f".{pattern}.partial-*"):
+        pid = left.name.rpartition("-")[2]
+        if pid == str(os.getpid()) or (pid.isdigit() and not psutil.pid_exists(int(pid))):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """safetensors hides the error number in its message."""
+    number = error.errno if isinstance(error, OSError) else None
+    return number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
+
+
+@contextmanager
+def disk_full_told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        raise UserError(disk_full_message(path)) from error
+
+
+def disk_full_message(path: Path) -> str:
+    existing = next(parent for parent in [path, *path.absolute().parents] if parent.exists())
+    free = shutil.disk_usage(existing).free / 2**20
+    return f"the disk is full: could not write {path} ({free:.0f} MiB free there); free some space and run it again, it continues"
+
+
+def write_tensors(path: Path, tensors: "dict[str, torch.Tensor]") -> None:
+    """One safetensors file. Tied tensors are written once for each name, because safetensors refuses to share memory."""
+    from safetensors.torch import save_file
+
+    plain, seen = {}, set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        storage = tensor.untyped_storage().data_ptr()
+        plain[name] = tensor.clone() if storage in seen else tensor
+        seen.add(storage)
+    save_file(plain, path)
+    path.chmod(path.parent.stat().st_mode & 0o666)  # safetensors makes files that only their owner can read
+
+
+def write_json(path: Path, value: dict) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_tensors(path: Path) -> "dict[str, torch.Tensor]":
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"{path} is truncated or damaged ({error}): make it or download it again") from error
+
+
+def read_json(path: Path) -> dict:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is truncated or damaged ({error}): make it or download it again") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds {type(value).__name__}: expected a JSON object; make it or download it again")
+    return value

@@ -1,0 +1,96 @@
+"""`worldenv bench`: imagined control steps per second against the real environment's, on one machine in one run."""
+
+import time
+
+import numpy as np
+
+from .atomic import write_json
+from .envs.starts import starts
+from .pipeline import Run
+from .progress import say
+
+
+def bench(run: Run) -> None:
+    """Both environments under the same policy for some seconds each; and the share of the matrix peak that the simulator reaches."""
+    if run.dry_run:
+        return
+    import torch
+
+    from .models import load_model
+    from .post_train.rollouts import imagine
+    from .post_train.starts import reset_frames, start_pool
+    from .rollout import play
+    from .world_env import WorldEnv
+
+    recipe = run.recipe
+    policy = load_model(run.path("sft"), "policy", "run `worldenv sft` first")
+    simulator = load_model(run.path("simulator"), "simulator", "run `worldenv simulate` first")
+    reflector = load_model(run.path("reflector"), "reflector", "run `worldenv calibrate` first")
+    env = run.env(until_horizon=True, every_frame=True)
+    chosen = starts("development", recipe.env.tasks, max(2 * env.num_envs // len(recipe.env.tasks), 1))
+    play(env, chosen, policy, description="warm-up")  # instances of tasks are made when first needed
+    began = time.monotonic()
+    episodes = play(env, chosen, policy, description="real environment")
+    real = sum(len(episode.actions) for episode in episodes) / (time.monotonic() - began)
+
+    pool = start_pool([], reset_frames(env, chosen), simulator.config.camera, simulator.config.chunk, 0)
+    histories = [history for found in pool.first.values() for history in found]
+    world = WorldEnv(simulator, reflector, recipe.world_env.model_copy(update={"terminate": False}), histories)
+    histories = [histories[i % len(histories)] for i in range(world.num_envs)]
+    imagine(world, policy, histories[: world.num_envs], 1, None)
+    began = time.monotonic()
+    rollouts = imagine(world, policy, histories, 1, None)
+    imagined = rollouts.control_steps / (time.monotonic() - began)
+
+    peak, reached = matrix_peak(), simulator_flops(simulator, world.num_envs)
+    result = {
+        "real_steps_per_second": real,
+        "real_workers": len(env.workers),
+        "imagined_steps_per_second": imagined,
+        "imagined_rows": world.num_envs,
+        "ratio": imagined / real,
+        "threads": torch.get_num_threads(),
+        "matrix_peak_gflops": peak / 1e9,
+        "simulator_gflops": reached / 1e9,
+        "share_of_peak": reached / peak,
+    }
+    write_json(run.path("bench.json"), result)
+    say(
+        f"real {real:.0f} control steps/s with rendering ({len(env.workers)} workers); imagined {imagined:.0f} in {world.num_envs} rows: {imagined / real:.1f}x"
+    )
+    say(f"simulator: {reached / 1e9:.1f} of {peak / 1e9:.1f} GFLOP/s float32, {100 * reached / peak:.0f} % of the matrix peak")
+
+
+def matrix_peak(size: int = 1536, seconds: float = 1.0) -> float:
+    """float32 FLOP/s of a square matrix product, the best of several."""
+    import torch
+
+    a, b = torch.randn(size, size), torch.randn(size, size)
+    best, began = float("inf"), time.monotonic()
+    while time.monotonic() - began < seconds:
+        start = time.perf_counter()
+        a @ b
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def simulator_flops(simulator, rows: int) -> float:
+    """FLOP/s reached by imagining chunks: operations as torch counts them, over the time that they take."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from .simulator.simulator import History
+
+    config = simulator.config
+    state_size, action_size = np.shape(config.action_unit)
+    frame = np.zeros((1, config.resolution, config.resolution, 3), np.uint8)
+    history = History(frame, np.zeros((1, state_size), np.float32), np.zeros((0, action_size), np.float32), "")
+    state, chunk = simulator.start([history] * rows), np.zeros((rows, config.chunk, action_size), np.float32)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        simulator.step(state, chunk)
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        simulator.step(state, chunk)
+        times.append(time.perf_counter() - began)
+    return counter.get_total_flops() / float(np.median(times))

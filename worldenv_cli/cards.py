@@ -1,0 +1,91 @@
+"""Cards of artifacts: what each one is, from what it was made and what was measured, in the words of the one who has to use it."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from .data.dataset import Episode
+
+
+def dataset(episodes: Sequence[Episode], description: dict) -> str:
+    tasks = dict.fromkeys(episode.info["task"] for episode in episodes)
+    rows = [_counts(task, [episode for episode in episodes if episode.info["task"] == task]) for task in tasks]
+    return "\n".join(
+        [
+            f"# {description['source']}",
+            "",
+            f"LeRobotDataset v3.0, {description['control_hz']} Hz control, {len(episodes)} episodes, {description['environment_steps']} environment steps.",
+            f"Actions: {description['action']['meaning']}.",
+            "",
+            "| task | instruction | episodes | successes | mean control steps |",
+            "|---|---|---|---|---|",
+            *rows,
+        ]
+    )
+
+
+def _counts(task: str, episodes: Sequence[Episode]) -> str:
+    successes = sum(bool(episode.success[-1]) for episode in episodes)
+    length = np.mean([len(episode.actions) for episode in episodes])
+    return f"| {task} | {episodes[0].instruction} | {len(episodes)} | {successes} | {length:.1f} |"
+
+
+def policy(what: str, episodes: Sequence[Episode], model) -> str:
+    parameters = sum(p.numel() for p in model.parameters())
+    return "\n".join(
+        [
+            f"# Policy, {what}",
+            "",
+            f"{parameters:,} parameters; image + instruction + proprioception -> a chunk of {model.config.chunk} actions with a Laplace density.",
+            f"Trained on {len(episodes)} episodes: {', '.join(sorted({episode.instruction for episode in episodes}))}.",
+            "",
+            "```python",
+            "from worldenv_cli.models import load_model",
+            'policy = load_model("this/folder", "policy")',
+            "```",
+        ]
+    )
+
+
+def simulator(model, measured: dict) -> str:
+    horizon = measured["horizon"]
+    rows = [
+        f"| {chunk} | {a:.1f} | {b:.1f} | {c:.1f} |"
+        for chunk, a, b, c in zip(horizon, measured["simulator"]["psnr"], measured["copy"]["psnr"], measured["shuffled_actions"]["psnr"])
+    ]
+    return "\n".join(
+        [
+            "# World simulator",
+            "",
+            f"{sum(p.numel() for p in model.parameters()):,} parameters, {model.config.resolution} pixels, chunks of {model.config.chunk} frames,"
+            f" objective: {model.config.unet.objective}.",
+            f"Open loop on {measured['n_episodes']} held-out episodes, PSNR in dB:",
+            "",
+            "| chunk | simulator | copy of the first frame | with shuffled actions |",
+            "|---|---|---|---|",
+            *rows,
+        ]
+    )
+
+
+def reflector(model, measured: dict) -> str:
+    rows = [
+        f"| {kind} | {m['auc']:.3f} ({m['auc_low']:.3f} to {m['auc_high']:.3f}) | {_share(m['false_termination'])} of {m['n_failed']} | "
+        f"{_share(m['missed_success'])} of {m['n_episodes'] - m['n_failed']} | {m['ece']:.3f} |"
+        for kind, m in (("real", measured["real"]), ("imagined", measured["imagined"]))
+    ]
+    return "\n".join(
+        [
+            "# Instant reflector",
+            "",
+            f"{sum(p.numel() for p in model.parameters()):,} parameters; instruction + frames so far -> P(success by frame). Stops at {measured['threshold']:.3f}.",
+            "",
+            "| held-out frames | AUC (95 %) | failed episodes stopped | successes missed | calibration error |",
+            "|---|---|---|---|---|",
+            *rows,
+        ]
+    )
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"

@@ -1,0 +1,44 @@
+"""Exploration: the stochastic policy in the real environment, failures kept, its cost counted; and which episodes may be used for what."""
+
+from collections.abc import Sequence
+
+from pydantic import Field
+
+from ..config import Config
+from ..envs.starts import starts
+from ..envs.vector import MetaWorldVectorEnv
+from ..rollout import play
+from .dataset import Episode
+
+
+class ExploreConfig(Config):
+    episodes: int = Field(60, ge=1, description="of each task")
+    held_out: int = Field(
+        20, ge=0, description="further episodes of each task, on which simulator and reflector are measured and tasks gated"
+    )
+    noise: tuple[float, ...] = Field(
+        (0.0, 0.08, 0.15, 0.08), description="Laplace scales, in turn; much more ruins success and with it the data"
+    )
+
+
+def explore(env: MetaWorldVectorEnv, policy, config: ExploreConfig, calibration_share: float, seed: int) -> list[Episode]:
+    """Rollouts with info["split"] "train", "calibration" or "held-out"; the noise levels are mixed alike in all three."""
+    tasks = list(env.config.tasks)
+    count = config.episodes + config.held_out
+    chosen = starts("exploration", tasks, count, run_seed=seed)
+    levels = [config.noise[(index // len(tasks)) % len(config.noise)] for index in range(len(chosen))]
+    episodes = play(env, chosen, policy, noise=levels, seed=seed, description="exploration")
+    split(episodes, len(tasks), config.episodes, calibration_share)
+    return episodes
+
+
+def split(episodes: Sequence[Episode], tasks: int, trained: int, calibration_share: float) -> None:
+    """Mark each task's first `trained` episodes for training, the last share of those for calibration, and the rest as held out."""
+    calibration = round(trained * calibration_share)
+    for index, episode in enumerate(episodes):
+        number = index // tasks
+        episode.info["split"] = "held-out" if number >= trained else "calibration" if number >= trained - calibration else "train"
+
+
+def of_split(episodes: Sequence[Episode], *names: str) -> list[Episode]:
+    return [episode for episode in episodes if episode.info["split"] in names]

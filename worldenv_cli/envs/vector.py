@@ -1,0 +1,180 @@
+"""Meta-World rows in worker processes as one `gymnasium.vector.VectorEnv` whose action is an action chunk.
+
+Real and imagined environments share this interface (see `world_env.py`): finished rows are frozen, not reset, and cost nothing.
+"""
+
+import os
+import secrets
+import subprocess
+import sys
+import tempfile
+from multiprocessing.connection import Listener
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+from gymnasium.vector.utils import batch_space
+
+from ..errors import UserError
+from .metaworld import ACTION_NAMES, STATE_NAMES, MetaWorldConfig
+from .rendering import choose_backend
+
+
+def chunk_spaces(config: MetaWorldConfig) -> tuple[gymnasium.spaces.Dict, gymnasium.spaces.Box]:
+    """(observation space, action space) of a single row."""
+    size = config.resolution
+    observation = gymnasium.spaces.Dict(
+        {
+            "images": gymnasium.spaces.Dict({config.camera.name: gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)}),
+            "state": gymnasium.spaces.Box(-np.inf, np.inf, (len(STATE_NAMES),), np.float32),
+            "instruction": gymnasium.spaces.Text(512, charset=frozenset(map(chr, range(32, 0x250)))),
+        }
+    )
+    return observation, gymnasium.spaces.Box(-1, 1, (config.chunk, len(ACTION_NAMES)), np.float32)
+
+
+class MetaWorldVectorEnv(gymnasium.vector.VectorEnv):
+    """B rows of real Meta-World.
+
+    `reset(options={"starts": [(task, seed), ...]})` begins at most `num_envs` episodes; rows without a start are frozen from the outset.
+    `step(chunks (B, T, A))` returns the observation after the chunk, reward (B,) float32 (1 in the chunk that first succeeds), terminated and
+    truncated (B,) bool, and info with what happened inside the chunk: frames {camera: (B, T, H, W, 3)}, states (B, T, S),
+    success (B, T) and `alive` (B,), the rows that moved. A frozen row repeats its last observation with reward 0.
+    With `until_horizon` an episode goes on after success, so that stopping rules can be compared on it afterwards.
+    """
+
+    metadata = {"autoreset_mode": gymnasium.vector.AutoresetMode.DISABLED, "render_modes": []}
+
+    def __init__(self, config: MetaWorldConfig, *, until_horizon: bool = False, every_frame: bool = True):
+        self.config, self.until_horizon, self.every_frame = config, until_horizon, every_frame
+        self.num_envs = config.rows
+        self.single_observation_space, self.single_action_space = chunk_spaces(config)
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+        self.environment_steps = 0  # every step of every row since the making of this object: the cost that is reported
+        self.workers = [_Worker(config) for _ in range(min(config.workers, config.rows))]
+        size = config.resolution
+        self._frame = np.zeros((self.num_envs, size, size, 3), np.uint8)
+        self._state = np.zeros((self.num_envs, len(STATE_NAMES)), np.float32)
+        self._instruction = [""] * self.num_envs
+        self._alive = np.zeros(self.num_envs, bool)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None):
+        starts = (options or {}).get("starts")
+        if starts is None:
+            names = list(self.config.tasks)
+            starts = [(names[row % len(names)], (seed or 0) + row) for row in range(self.num_envs)]
+        if len(starts) > self.num_envs:
+            raise ValueError(f"{len(starts)} starts for {self.num_envs} rows")
+        self._alive = np.arange(self.num_envs) < len(starts)
+        self._chunks_played = 0
+        self._success_chunk = np.full(self.num_envs, -1)
+        self._instruction = [self.config.tasks[name] for name, _ in starts] + [""] * (self.num_envs - len(starts))
+        for row, (picture, state) in self._ask("reset", dict(enumerate(starts))).items():
+            self._frame[row], self._state[row] = picture, state
+        return self._observation(), {"alive": self._alive.copy()}
+
+    def step(self, chunks: np.ndarray):
+        moving = np.flatnonzero(self._alive)
+        answers = self._ask("step", {int(row): chunks[row] for row in moving}, self.every_frame)
+        return self._after(moving, answers)
+
+    def step_expert(self):
+        """One chunk of every live row by Meta-World's scripted experts; info gains `actions` (B, T, A)."""
+        moving = np.flatnonzero(self._alive)
+        answers = self._ask("step_expert", {int(row): None for row in moving})
+        result = self._after(moving, answers)
+        result[-1]["actions"] = np.zeros(self.action_space.shape, np.float32)
+        for row in moving:
+            result[-1]["actions"][row] = answers[row][3]
+        return result
+
+    def _after(self, moving: np.ndarray, answers: dict[int, tuple]):
+        length, config = self.config.chunk, self.config
+        frames = np.repeat(self._frame[:, None], length, 1)  # (B, T, H, W, 3)
+        states = np.repeat(self._state[:, None], length, 1)  # (B, T, S)
+        success = np.zeros((self.num_envs, length), bool)
+        for row in moving:
+            frames[row], states[row], success[row] = answers[row][:3]
+        self.environment_steps += len(moving) * length * config.action_repeat
+        self._frame, self._state = frames[:, -1].copy(), states[:, -1].copy()
+        first = success.any(1) & (self._success_chunk < 0)
+        self._success_chunk[first] = self._chunks_played
+        self._chunks_played += 1
+        lingered = (self._success_chunk >= 0) & (self._chunks_played > self._success_chunk + config.linger)
+        terminated = self._alive & lingered & (not self.until_horizon)
+        truncated = self._alive & ~terminated & (self._chunks_played >= config.chunks)
+        info = {"frames": {config.camera.name: frames}, "states": states, "success": success, "alive": self._alive.copy()}
+        self._alive &= ~(terminated | truncated)
+        return self._observation(), first.astype(np.float32), terminated, truncated, info
+
+    def _observation(self) -> dict:
+        return {
+            "images": {self.config.camera.name: self._frame.copy()},
+            "state": self._state.copy(),
+            "instruction": tuple(self._instruction),
+        }
+
+    def _ask(self, verb: str, rows: dict, *arguments) -> dict:
+        """Send each worker its rows (row modulo workers), so that they work at the same time, then gather."""
+        shares = [{row: value for row, value in rows.items() if row % len(self.workers) == k} for k in range(len(self.workers))]
+        for worker, share in zip(self.workers, shares):
+            if share:
+                worker.send(verb, list(share) if verb == "step_expert" else share, *arguments)
+        return {row: value for worker, share in zip(self.workers, shares) if share for row, value in worker.receive().items()}
+
+    def close_extras(self, **kwargs):
+        for worker in self.workers:
+            worker.close()
+
+
+class _Worker:
+    """One child process and the socket to it."""
+
+    def __init__(self, config: MetaWorldConfig):
+        python = config.python or sys.executable
+        self.folder = tempfile.TemporaryDirectory(prefix="worldenv-")
+        key = secrets.token_bytes(16)
+        listener = Listener(str(Path(self.folder.name) / "worker"), family="AF_UNIX", authkey=key)
+        listener._listener._socket.settimeout(120)
+        environment = {
+            **os.environ,
+            "MUJOCO_GL": choose_backend(config.renderer, python),
+            "WORLDENV_WORKER_KEY": key.hex(),
+            "OMP_NUM_THREADS": "1",
+            "LP_NUM_THREADS": "1",  # the software renderer's own threads only get in each other's way
+            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]),
+        }
+        self.process = subprocess.Popen(
+            [python, "-m", "worldenv_cli.envs.worker", listener.address], env=environment, stdin=subprocess.DEVNULL
+        )
+        try:
+            self.connection = listener.accept()
+        except OSError as error:
+            self.process.kill()
+            raise UserError(
+                f"env.python: a worker under {python} did not start ({error}); does it import worldenv_cli and metaworld?"
+            ) from error
+        finally:
+            listener.close()
+        self.connection.send(config.model_dump_json())
+
+    def send(self, verb: str, *arguments) -> None:
+        self.connection.send((verb, arguments))
+
+    def receive(self):
+        try:
+            ok, result = self.connection.recv()
+        except EOFError as error:
+            raise RuntimeError(f"a Meta-World worker died (exit code {self.process.wait()})") from error
+        if ok:
+            return result
+        raise UserError(result) if ok is False else RuntimeError(f"in a Meta-World worker:\n{result}")
+
+    def close(self) -> None:
+        self.connection.close()
+        try:
+            self.process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+        self.folder.cleanup()

@@ -1,0 +1,209 @@
+"""The evaluation as a stage: all arms from the same starts, in the simulator and in Meta-World, into eval.json, a report and videos."""
+
+import json
+
+import numpy as np
+
+from ..artifacts import package_versions
+from ..atomic import write_json
+from ..data.dataset import read_description
+from ..envs.starts import starts
+from ..models import load_model
+from ..pipeline import Run
+from ..post_train.rounds import imagined_success
+from ..post_train.stages import models_of, read_round, real_data
+from ..post_train.starts import reset_frames, start_pool
+from ..progress import say
+from ..recipe import resolved_yaml
+from ..rollout import play
+from ..stages import needs, settings
+from ..world_env import WorldEnv
+from .protocol import arm, compare, outcomes, stopping
+from .report import print_tables, write_report
+from .video import contact_sheet, save_video, side_by_side
+
+
+def arms(run: Run) -> dict[str, tuple[str, list[str]]]:
+    """{name: (policy artifact, the real data that it has cost)}."""
+    config = run.recipe.post_train
+    last, everything = config.rounds, real_data(run, config.rounds + 1) + (["acceptance"] if config.validation else [])
+    found = {
+        "SFT": ("sft", ["demonstrations"]),
+        "filtered SFT": ("rival", everything),
+        "post-trained": ("post-trained", everything),
+    }
+    if config.control:
+        found["control (zero advantages)"] = (f"rounds/{last}/control", real_data(run, last))
+    if run.recipe.eval.offline:
+        found["filtered SFT, exploration only"] = ("rounds/1/start", real_data(run, 1))
+        found["post-trained offline, 1 round"] = ("rounds/1/tuned", real_data(run, 1))
+    return found
+
+
+def evaluate_imagined(run: Run) -> None:
+    """Every arm in the last round's simulator and reflector, from validation first frames."""
+    config, (simulator, reflector) = run.recipe, models_of(run.recipe.post_train.rounds)
+    policies = {name: policy for name, (policy, _) in arms(run).items()}
+
+    def make(folder, provenance):
+        env_model = load_model(run.path(simulator), "simulator"), load_model(run.path(reflector), "reflector")
+        chosen = starts("validation", config.env.tasks, config.eval.imagined_starts, offset=5000, run_seed=config.seed)
+        pool = start_pool([], reset_frames(run.env(), chosen), env_model[0].config.camera, env_model[0].config.chunk, config.seed)
+        env = WorldEnv(*env_model, config.world_env, [h for found in pool.first.values() for h in found])
+        tasks, count = list(config.env.tasks), config.eval.imagined_starts
+        found = {
+            name: imagined_success(load_model(run.path(path), "policy"), env, pool, tasks, count, config.seed, explore=False)
+            for name, path in policies.items()
+        }
+        write_json(folder / "imagined.json", {"n": count, "arms": found})
+        write_json(folder / "provenance.json", provenance)
+        for name, by_task in found.items():
+            say(f"imagined success of {name}: " + ", ".join(f"{task} {value:.2f}" for task, value in by_task.items()))
+
+    run.artifact("eval/imagined", settings(run, "eval", "world_env", "env"), needs(simulator, reflector, *policies.values()), make)
+
+
+def evaluate_real(run: Run) -> None:
+    """Every arm in Meta-World; then the report."""
+    for name, (policy, _) in arms(run).items():
+        _play_arm(run, name, policy)
+    if not run.dry_run:
+        report = _report(run)
+        write_json(run.path("eval.json"), report)
+        write_report(run.path("report.html"), report)
+        print_tables(report)
+        say(f"report: {run.path('report.html')}")
+
+
+def _play_arm(run: Run, name: str, policy: str) -> None:
+    """One arm's outcomes from the evaluation's starts. SFT and the post-trained policy play to the horizon, for the comparison of stops."""
+    recipe = run.recipe
+    to_the_end = name in ("SFT", "post-trained")
+    reflector = models_of(recipe.post_train.rounds)[1]
+
+    def make(folder, provenance):
+        chosen = starts("evaluation", recipe.env.tasks, recipe.eval.starts, offset=recipe.eval.offset)
+        env = run.env(until_horizon=to_the_end, every_frame=to_the_end)
+        episodes = play(env, chosen, load_model(run.path(policy), "policy"), description=f"evaluation: {name}")
+        result = {"tasks": [episode.info["task"] for episode in episodes], "outcomes": outcomes(episodes).tolist()}
+        if to_the_end:
+            judge = load_model(run.path(reflector), "reflector")
+            result |= stopping(episodes, judge)
+            _film(run, folder, episodes)
+        write_json(folder / "outcomes.json", result)
+        write_json(folder / "provenance.json", provenance)
+
+    slug = policy.replace("/", "-")
+    run.artifact(f"eval/{slug}", settings(run, "env", "eval"), needs(policy, *([reflector] if to_the_end else [])), make)
+
+
+def _film(run: Run, folder, episodes) -> None:
+    """A real episode of every task beside the simulator's replay of its actions, and a sheet of stills."""
+    from ..simulator.simulator import History
+
+    simulator = load_model(run.path(models_of(run.recipe.post_train.rounds)[0]), "simulator")
+    camera, rows = simulator.config.camera, []
+    for task in run.recipe.env.tasks:
+        episode = next(e for e in episodes if e.info["task"] == task)
+        history = History(episode.frames[camera][:1], episode.states[:1], episode.actions[:0], episode.instruction)
+        imagined, _ = simulator.replay([history], [episode.actions])[0]
+        rows += [(f"{task} real", episode.frames[camera]), (f"{task} imagined", imagined)]
+        frames = side_by_side(episode.frames[camera], imagined, ("real", "imagined"), bool(episode.success[-1]))
+        save_video(folder / f"{task}.mp4", frames, run.recipe.env.control_hz / 2)
+    contact_sheet(folder / "stills.png", rows)
+
+
+def _read(run: Run, name: str) -> dict:
+    return json.loads(run.path(name).read_text())
+
+
+def _report(run: Run) -> dict:
+    recipe, config = run.recipe, run.recipe.post_train
+    costs = {}
+    for dataset in real_data(run, config.rounds + 1) + (["acceptance"] if config.validation else []):
+        costs[dataset] = read_description(run.path(dataset))["environment_steps"]
+    found, rows, tasks = {}, [], []
+    for name, (policy, data) in arms(run).items():
+        result = _read(run, f"eval/{policy.replace('/', '-')}/outcomes.json")
+        tasks = result["tasks"]
+        extra = {key: result[key] for key in ("at_reflector_stop", "at_horizon", "false_stop") if key in result}
+        found[name] = arm(name, tasks, np.array(result["outcomes"]), sum(costs[dataset] for dataset in data), **extra)
+        rows.append(found[name])
+    pairs = [
+        ("SFT", "post-trained"),
+        ("filtered SFT", "post-trained"),
+        ("SFT", "filtered SFT"),
+        ("control (zero advantages)", "post-trained"),
+    ]
+    pairs += [("SFT", "post-trained offline, 1 round"), ("filtered SFT, exploration only", "post-trained offline, 1 round")]
+    imagined = _read(run, "eval/imagined/imagined.json") if run.path("eval/imagined").is_dir() else {"arms": {}, "n": 0}
+    rounds = [read_round(run.path(f"rounds/{n}/tuned")) for n in range(1, config.rounds + 1)]
+    timing = _read(run, "timing.json") if run.path("timing.json").is_file() else {}
+    accepted = _read(run, "post-trained/acceptance.json")
+    last_simulator, last_reflector = models_of(config.rounds)
+    return {
+        "name": recipe.name,
+        "recipe": resolved_yaml(recipe),
+        "versions": package_versions(),
+        "wall_seconds": {stage: values["seconds"] for stage, values in timing.items()},
+        "peak_memory_gb": max((values["peak_memory_gb"] for values in timing.values()), default=None),
+        "protocol": _protocol(recipe),
+        "arms": rows,
+        "comparisons": [compare(found[a], found[b], tasks) for a, b in pairs if a in found and b in found],
+        "trust_table": [{"round": r["round"], **row} for r in rounds for row in r["gate"] if row["n"]],
+        "imagined_vs_real": [
+            {"checkpoint": name, "task": task, "imagined": value, **_real(found[name], task)}
+            for name, by_task in imagined["arms"].items()
+            if name in found
+            for task, value in by_task.items()
+        ],
+        "fidelity": _read(run, f"{last_simulator}/fidelity.json"),
+        "reflector": _read(run, f"{last_reflector}/errors.json"),
+        "updates": [{"round": r["round"], **update} for r in rounds for update in r["history"]],
+        "rounds": [_round(run, r, accepted if r["round"] == config.rounds else None) for r in rounds],
+        "videos": [
+            {"path": f"eval/{policy}/{task}.mp4", "caption": f"{task}, {name}: real | the simulator's open-loop replay of the same actions"}
+            for policy, name in (("sft", "SFT"), ("post-trained", "post-trained"))
+            for task in recipe.env.tasks
+            if run.path(f"eval/{policy}/{task}.mp4").is_file()
+        ],
+        "cost_by_dataset": costs,
+    }
+
+
+def _real(row: dict, task: str) -> dict:
+    counts = row["tasks"][task]
+    return {"real": counts["successes"] / counts["n"], "n": counts["n"]}
+
+
+def _protocol(recipe) -> dict:
+    env = recipe.env
+    return {
+        "environment": "Meta-World 3, success at any time within the horizon",
+        "starts": f"{recipe.eval.starts} for each task, the same for every policy, never used before",
+        "horizon": f"{env.horizon} environment steps",
+        "action repeat": env.action_repeat,
+        "chunk": f"{env.chunk} actions, played open loop",
+        "resolution": env.resolution,
+        "camera": env.camera.model_dump(mode="json"),
+        "training seed": recipe.seed,
+    }
+
+
+def _round(run: Run, result: dict, accepted: dict | None) -> dict:
+    number, shown = result["round"], {}
+    if run.recipe.post_train.probe:
+        episodes = run.episodes(f"rounds/{number}/probe")
+        for task in run.recipe.env.tasks:
+            mine = [bool(e.success[-1]) for e in episodes if e.info["task"] == task]
+            shown[task] = {"successes": sum(mine), "n": len(mine)}
+    row = {"round": number, "updates": result["updates"], "stopped_because": result["stopped_because"], "probe": shown}
+    if accepted and accepted["counts"]:
+        row["acceptance"] = {
+            task: {
+                label: [accepted["counts"][label][task]["successes"], accepted["counts"][label][task]["n"]] for label in ("start", "tuned")
+            }
+            | {"used": "tuned" if task in accepted["accepted"] else "start"}
+            for task in run.recipe.env.tasks
+        }
+    return row

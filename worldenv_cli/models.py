@@ -1,0 +1,40 @@
+"""Policies, simulators and reflectors as artifacts: one way to save them and one to load them."""
+
+from pathlib import Path
+
+from torch import nn
+
+from .artifacts import load_config, load_into, load_tensors, resolve, write_artifact
+from .policies.compact import CompactPolicy, CompactPolicyConfig
+from .policies.lora import AdaptedPolicy, LoraSettings
+from .reflector.compact import Reflector, ReflectorConfig
+from .simulator.simulator import Simulator, SimulatorConfig
+
+KINDS = {
+    "policy": (CompactPolicyConfig, CompactPolicy),
+    "simulator": (SimulatorConfig, Simulator),
+    "reflector": (ReflectorConfig, Reflector),
+}
+
+
+def save_model(folder: Path, kind: str, model: nn.Module, provenance: dict, card: str) -> None:
+    """Write a model's files into `folder` (see artifacts.staged for doing so in one piece)."""
+    config = {kind: model.config.model_dump(mode="json")}
+    if isinstance(model, AdaptedPolicy):
+        config |= {"lora": model.settings.model_dump(mode="json"), "accepted": model.accepted}
+    write_artifact(folder, kind, config, {name: tensor.contiguous() for name, tensor in model.state_dict().items()}, provenance, card)
+
+
+def load_model(reference: str | Path, kind: str, made_by: str = "make it first"):
+    """The model of an artifact folder or Hub reference, in evaluation mode. A policy with an adapter comes back with it.
+
+    Raises UserError for a missing folder, another kind or version, a truncated file, missing or unexpected tensors.
+    """
+    folder = Path(reference) if Path(reference).exists() else resolve(reference) if "@" in str(reference) else Path(reference)
+    found = load_config(folder, kind, made_by)
+    config_class, model_class = KINDS[kind]
+    model = model_class(config_class.model_validate(found[kind]))
+    if "lora" in found:
+        model = AdaptedPolicy(model, LoraSettings.model_validate(found["lora"]), found["accepted"])
+    load_into(model, load_tensors(folder), folder)
+    return model.eval()

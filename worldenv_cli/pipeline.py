@@ -1,0 +1,153 @@
+"""The run: artifacts made one from another, each skipped when nothing that it depends on has changed and continued when it was cut off."""
+
+import json
+import shutil
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+
+from .artifacts import Checkpoint, content_hash, fingerprint, is_current, make_provenance
+from .atomic import staged
+from .data.dataset import Episode, read_dataset
+from .errors import UserError
+from .progress import Metrics, say
+from .recipe import Recipe, resolved_yaml
+
+
+class Run:
+    """A recipe and the folder in which its artifacts lie. Stages call `artifact`; what they load is kept for the stages that follow."""
+
+    def __init__(self, recipe: Recipe, folder: Path, *, dry_run: bool = False, force: bool = False):
+        self.recipe, self.folder, self.dry_run, self.force = recipe, Path(folder), dry_run, force
+        self.episodes: Callable[[str], list[Episode]] = lru_cache(maxsize=None)(lambda name: read_dataset(self.path(name)))
+        self._env = None
+        self._planned: set[str] = set()  # in a dry run: what would be made, so that what depends on it would be made too
+        if not dry_run:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / "recipe.yaml").write_text(resolved_yaml(recipe))
+
+    def path(self, name: str) -> Path:
+        return self.folder / name
+
+    def env(self, *, until_horizon: bool = False, every_frame: bool = True):
+        """The real environment, its worker processes shared by all stages."""
+        from .envs.vector import MetaWorldVectorEnv
+
+        if self._env is None:
+            self._env = MetaWorldVectorEnv(self.recipe.env)
+        self._env.until_horizon, self._env.every_frame = until_horizon, every_frame
+        return self._env
+
+    def close(self) -> None:
+        if self._env is not None:
+            self._env.close()
+            self._env = None
+
+    def artifact(self, name: str, settings: dict, inputs: dict[str, str], make: Callable[[Path, dict], None]) -> None:
+        """Make `name` by `make(folder, provenance)` unless it is current.
+
+        `inputs` maps the name of each artifact that it is made from to the command that makes that one. Raises UserError for a missing input.
+        """
+        if self.dry_run:
+            self._plan(name, settings, inputs)
+            return
+        hashes = {}
+        for needed, command in inputs.items():
+            if not self.path(needed).is_dir():
+                raise UserError(
+                    f"{self.path(needed)} does not exist: {name} is made from it; run `worldenv {command}` with this recipe first"
+                )
+            hashes[needed] = content_hash(self.path(needed))
+        if is_current(self.path(name), fingerprint(settings, hashes)) and not self.force:
+            say(f"{name}: up to date")
+            return
+        provenance = make_provenance(settings, hashes, self.recipe.seed)
+        self._open_workshop(name, provenance["fingerprint"])
+        say(f"{name}: making it")
+        with staged(self.path(name)) as folder:
+            make(folder, provenance)
+        shutil.rmtree(self._workshop(name), ignore_errors=True)
+        self.episodes.cache_clear()
+
+    def _plan(self, name: str, settings: dict, inputs: dict[str, str]) -> None:
+        stale = self.force or not self._planned.isdisjoint(inputs) or not all(self.path(needed).is_dir() for needed in inputs)
+        stale = stale or not is_current(
+            self.path(name), fingerprint(settings, {needed: content_hash(self.path(needed)) for needed in inputs})
+        )
+        if stale:
+            self._planned.add(name)
+        say(f"{name}: {'would be made' if stale else 'up to date'}")
+
+    def _workshop(self, name: str) -> Path:
+        return self.folder / ".unfinished" / name
+
+    def _open_workshop(self, name: str, wanted: str) -> None:
+        """Where an unfinished artifact keeps its checkpoints; those of other settings or inputs are thrown away."""
+        folder = self._workshop(name)
+        mark = folder / "fingerprint"
+        if folder.is_dir() and (not mark.is_file() or mark.read_text() != wanted):
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        mark.write_text(wanted)
+
+    def checkpoint(self, name: str, part: str = "model") -> Checkpoint:
+        """Checkpoints of one training loop of the artifact that is being made."""
+        checkpoint = Checkpoint(self._workshop(name) / part)
+        found = checkpoint.latest()
+        if found:
+            say(f"{name}: continuing {part} at step {found[0]}")
+        return checkpoint
+
+    def metrics(self, name: str, part: str = "model") -> Metrics:
+        found = Checkpoint(self._workshop(name) / part).latest()
+        return Metrics(self.folder / "metrics" / name / part, resume_step=found[0] - 1 if found else None)
+
+
+def run_stages(recipe: Recipe, out: Path, stages: list[str] | None = None, *, dry_run: bool = False, force: bool = False) -> None:
+    """Run some stages by name, or all of them in order."""
+    from . import stages as available
+    from .bench import bench
+    from .evaluation.stages import evaluate_imagined, evaluate_real
+    from .post_train.stages import post_train
+
+    functions = {
+        "ingest": available.ingest,
+        "sft": available.sft,
+        "explore": available.explore,
+        "simulate": available.simulate,
+        "calibrate": available.calibrate,
+        "post-train": post_train,
+        "eval": evaluate_imagined,
+        "eval-real": evaluate_real,
+        "bench": bench,
+    }
+    run = Run(recipe, out, dry_run=dry_run, force=force)
+    if dry_run:
+        available.estimate(run)
+    try:
+        for name in stages or [stage for stage in functions if stage != "bench"]:
+            _timed(run, name, functions[name])
+    finally:
+        run.close()
+
+
+def _timed(run: Run, name: str, stage: Callable[[Run], None]) -> None:
+    """Run a stage and note its wall time and the process's peak memory in timing.json, where the report finds them."""
+    import resource
+    import time
+
+    began = time.monotonic()
+    stage(run)
+    if run.dry_run:
+        return
+    path = run.path("timing.json")
+    noted = json.loads(path.read_text()) if path.is_file() else {}
+    seconds = time.monotonic() - began
+    if seconds > 3 or name not in noted:  # a stage that had nothing to do keeps the time that it took when it had
+        noted[name] = {"seconds": round(seconds, 1), "peak_memory_gb": round(peak_memory_gb(resource), 2)}
+        path.write_text(json.dumps(noted, indent=1))
+
+
+def peak_memory_gb(resource) -> float:
+    """This process and its largest child, in GiB."""
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) / 2**20

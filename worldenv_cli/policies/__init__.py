@@ -1,0 +1,1 @@
+"""Policies: observation in, action chunk out, with the density of what was sampled."""

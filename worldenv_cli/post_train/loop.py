@@ -1,0 +1,171 @@
+"""One round's updates: imagine groups, score them against each other, move the policy a little, stop before the models can be exploited."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from ..config import Config
+from ..policies.lora import AdaptedPolicy
+from ..policies.observation import Observation
+from ..policies.sft import ChunkSamples, SFTConfig, l1_loss
+from ..progress import Metrics, track
+from ..simulator.simulator import History
+from ..world_env import WorldEnv
+from .objective import clipped_objective, leave_one_out
+from .rollouts import Rollouts, imagine
+
+
+class UpdatesConfig(Config):
+    updates: int = Field(25, ge=1, description="at most, in a round")
+    starts: int = Field(16, ge=1, description="groups in an update")
+    group: int = Field(8, ge=2, description="imagined episodes from one start")
+    middle: float = Field(0.5, ge=0, le=1, description="share of groups that start at logged moments instead of first frames")
+    clip: float = Field(0.2, gt=0)
+    backbone_rate: float = Field(1e-4, gt=0, description="learning rate of LoRA")
+    head_rate: float = Field(5e-5, gt=0, description="learning rate of the heads")
+    epochs: int = Field(1, ge=1, description="passes over an update's decisions")
+    minibatch: int = Field(256, ge=1, description="decisions in a gradient step")
+    anchor: float = Field(0.1, ge=0, description="weight of the SFT loss on real successes")
+    hold: float = Field(1.0, ge=0, description="weight of KL(start || tuned) on real frames of closed tasks")
+    gain_cap: float = Field(0.12, gt=0, description="a task's imagined success may rise by this much in a round, then its groups stop")
+    kl_budget: float = Field(
+        4.0, gt=0, description="mean KL(start || tuned) of a chunk on imagined frames, nats; a round ends when it is spent"
+    )
+    smoothing: int = Field(4, ge=1, description="updates over which imagined success is averaged for the cap")
+    advantage_scale: float = Field(1.0, ge=0, description="0 makes the control arm: everything but the reward")
+
+
+@dataclass
+class StartPool:
+    """Where imagined groups may begin: for each task, first frames and logged moments near the hard part."""
+
+    first: dict[str, list[History]] = field(default_factory=dict)
+    middle: dict[str, list[History]] = field(default_factory=dict)
+
+    def draw(self, task: str, middle: bool, rng: np.random.Generator) -> History:
+        pool = self.middle.get(task) if middle and self.middle.get(task) else self.first[task]
+        return pool[rng.integers(len(pool))]
+
+
+def run_updates(
+    policy: AdaptedPolicy,
+    env: WorldEnv,
+    pool: StartPool,
+    open_tasks: list[str],
+    closed: Observation | None,
+    successes: ChunkSamples,
+    baseline: dict[str, float],
+    config: UpdatesConfig,
+    sft: SFTConfig,
+    *,
+    seed: int,
+    metrics: Metrics | None = None,
+) -> dict:
+    """Post-train `policy` in place. `closed` holds real observations of the tasks that stay as they are; `baseline` the starting policy's imagined
+    success by task, from first frames, against which the cap counts.
+
+    Returns {"updates", "stopped_because", "capped": tasks whose cap was reached, "history": one dict of figures for each update}.
+    """
+    groups = policy.parameter_groups(config.backbone_rate, config.head_rate)
+    optimizer = torch.optim.Adam(groups)
+    capped: list[str] = []
+    recent: dict[str, list[float]] = {task: [] for task in open_tasks}
+    history, because = [], "all updates done"
+    with track("post-training", total=config.updates, unit="updates") as bar:
+        for update in range(config.updates):
+            rng = np.random.default_rng([seed, update])
+            generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+            torch.manual_seed(int(rng.integers(2**62)))  # the simulator's own noise
+            active = [task for task in open_tasks if task not in capped]
+            if not active:
+                because = "every open task reached its cap of imagined gain"
+                break
+            figures, kl = _one_update(policy, env, pool, active, closed, successes, optimizer, config, sft, rng, generator, recent)
+            for task in active:
+                values = recent[task][-config.smoothing :]
+                if len(values) == config.smoothing and np.mean(values) > baseline[task] + config.gain_cap:
+                    capped.append(task)
+            history.append({"update": update, **figures})
+            if metrics:
+                metrics.check_finite(update, loss=figures["loss"])
+                metrics.log(update, **figures)
+            bar.advance(imagined=figures["imagined_success"], kl=kl)
+            if kl > config.kl_budget:
+                because = f"the KL budget of {config.kl_budget} is spent"
+                break
+    return {"updates": len(history), "stopped_because": because, "capped": capped, "history": history}
+
+
+def _one_update(policy, env, pool, active, closed, successes, optimizer, config, sft, rng, generator, recent) -> tuple[dict, float]:
+    import time
+
+    began = time.monotonic()
+    tasks = [active[i % len(active)] for i in range(config.starts)]
+    # whole blocks of groups from the middle and from the beginning, alike for every task
+    middles = [
+        (i // len(active)) % 2 < 2 * config.middle - 0.5 if config.middle not in (0, 1) else bool(config.middle)
+        for i in range(config.starts)
+    ]
+    histories = [pool.draw(task, middle, rng) for task, middle in zip(tasks, middles)]
+    policy.eval()
+    rollouts = imagine(env, policy, histories, config.group, generator)
+    imagined_seconds = time.monotonic() - began
+    advantage = leave_one_out(rollouts.reward, rollouts.group) * config.advantage_scale
+    from_first = ~np.array(middles)
+    for task in active:
+        rows = np.array([t == task for t in tasks]) & from_first
+        if rows.any():
+            recent[task].append(float(rollouts.reward[rows[rollouts.group]].mean()))
+    figures = _gradient_steps(policy, rollouts, advantage, closed, successes, optimizer, config, sft, rng)
+    kl = chunk_kl(policy, rollouts.observation.rows(rng.choice(len(rollouts.chunk), min(256, len(rollouts.chunk)), replace=False)))
+    first_rows = from_first[rollouts.group]
+    return {
+        "imagined_success": float(rollouts.reward[first_rows].mean()) if first_rows.any() else float(rollouts.reward.mean()),
+        "reward": float(rollouts.reward.mean()),
+        "stopped": float(rollouts.stopped.mean()),
+        "advantage_spread": float(advantage.std()),
+        "kl": kl,
+        **figures,
+        "control_steps": rollouts.control_steps,
+        "steps_per_second": rollouts.control_steps / imagined_seconds,
+        "seconds": time.monotonic() - began,
+    }, kl
+
+
+def _gradient_steps(policy, rollouts: Rollouts, advantage, closed, successes, optimizer, config, sft, rng) -> dict:
+    decisions = len(rollouts.chunk)
+    per_decision = torch.from_numpy(advantage[rollouts.episode])
+    figures: dict[str, list[float]] = {}
+    for _ in range(config.epochs):
+        order = rng.permutation(decisions)
+        for rows in np.array_split(order, max(round(decisions / config.minibatch), 1)):
+            observation = rollouts.observation.rows(rows)
+            density = policy.density(observation)
+            trace = torch.from_numpy(rollouts.trace["shared_noise"][rows])
+            log_prob = density.log_prob(torch.from_numpy(rollouts.chunk[rows]), trace)
+            old = torch.from_numpy(rollouts.log_prob[rows])
+            loss, step = clipped_objective(log_prob, old, per_decision[rows], torch.from_numpy(rollouts.played[rows]), config.clip)
+            anchor = l1_loss(policy.policy, successes, rng.integers(0, len(successes), 64), sft, rng) if config.anchor else torch.zeros(())
+            held = _held(policy, closed, rng) if closed is not None and config.hold else torch.zeros(())
+            total = loss + config.anchor * anchor + config.hold * held
+            optimizer.zero_grad(set_to_none=True)
+            total.backward()
+            torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)
+            optimizer.step()
+            step |= {"loss": total.item(), "anchor": anchor.item(), "held_kl": held.item(), "scale": density.scale.mean().item()}
+            for name, value in step.items():
+                figures.setdefault(name, []).append(value)
+    return {name: float(np.mean(values)) for name, values in figures.items()}
+
+
+def _held(policy: AdaptedPolicy, closed: Observation, rng: np.random.Generator) -> torch.Tensor:
+    observation = closed.rows(rng.choice(len(closed.state), min(64, len(closed.state)), replace=False))
+    return policy.reference_density(observation).kl(policy.density(observation)).mean()
+
+
+@torch.no_grad()
+def chunk_kl(policy: AdaptedPolicy, observation: Observation) -> float:
+    """Mean KL(start || tuned) of whole chunks at these observations, in nats."""
+    return float(policy.reference_density(observation).kl(policy.density(observation)).sum(-1).mean())

@@ -1,0 +1,78 @@
+"""Post-training in rounds: start policy, gate, updates, a counted probe, refreshed models; and at the end a counted acceptance test."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from pydantic import Field
+
+from ..config import Config
+from ..data.dataset import Episode
+from ..policies.lora import LoraSettings
+from ..policies.observation import Observation
+from ..policies.sft import SFTConfig
+from ..reflector.train import CalibrateConfig
+from ..simulator.train import SimulateConfig
+from ..training import TrainingConfig
+from ..world_env import WorldEnv
+from .gate import GateConfig
+from .loop import StartPool, UpdatesConfig
+from .rollouts import imagine
+
+
+class PostTrainConfig(Config):
+    rounds: int = Field(2, ge=1)
+    probe: int = Field(20, ge=0, description="real episodes of each task after a round, counted; 0: fully offline, the paper's setting")
+    probe_noise: tuple[float, ...] = (0.0, 0.08)
+    resets: int = Field(60, ge=0, description="extra first frames of each task: a reset each, no environment step")
+    validation: int = Field(
+        25, ge=0, description="real starts of each task on which the tuned policy must not be worse; 0: it is used everywhere"
+    )
+    lora: LoraSettings = LoraSettings()
+    gate: GateConfig = GateConfig()
+    updates: UpdatesConfig = UpdatesConfig()
+    filter: SFTConfig = SFTConfig(steps=300, learning_rate=5e-4, scale_steps=60)
+    refresh_simulator: SimulateConfig = SimulateConfig(
+        proprioception=TrainingConfig(steps=100, batch=64, learning_rate=1e-3, weight_decay=0.0),
+        video=TrainingConfig(steps=150, batch=24, learning_rate=7e-4, weight_decay=0.01, average=0.99),
+    )
+    refresh_reflector: CalibrateConfig = CalibrateConfig(
+        training=TrainingConfig(steps=150, batch=12, learning_rate=5e-4, weight_decay=0.05)
+    )
+    control: bool = Field(True, description="also run the last round with its advantages set to zero")
+
+
+def successes(episodes: Sequence[Episode]) -> list[Episode]:
+    """What filtered behaviour cloning keeps."""
+    return [episode for episode in episodes if episode.success[-1]]
+
+
+def imagined_success(
+    policy, env: WorldEnv, pool: StartPool, tasks: Sequence[str], count: int, seed: int, *, explore: bool
+) -> dict[str, float]:
+    """{task: mean reward} of single imagined episodes from first frames: what the calibrated models make of a policy."""
+    import torch
+
+    rng = np.random.default_rng([seed, 7])
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    found = {}
+    for task in tasks:
+        rows = rng.choice(len(pool.first[task]), min(count, len(pool.first[task])), replace=False)
+        rollouts = imagine(env, policy, [pool.first[task][row] for row in rows], 1, generator, explore)
+        found[task] = float(rollouts.reward.mean())
+    return found
+
+
+def closed_observations(episodes: Sequence[Episode], tasks: Sequence[str], camera: str) -> Observation | None:
+    """Real observations of the tasks that post-training must leave as they are, one in three."""
+    mine = [episode for episode in episodes if episode.info["task"] in tasks]
+    if not mine:
+        return None
+    frames = np.concatenate([episode.frames[camera][:-1:3] for episode in mine])
+    states = np.concatenate([episode.states[:-1:3] for episode in mine])
+    return Observation({camera: frames}, states, [e.instruction for e in mine for _ in range(len(e.states[:-1:3]))])
+
+
+def accept(start: dict[str, dict], tuned: dict[str, dict], open_tasks: Sequence[str]) -> list[str]:
+    """Tasks on which the tuned policy had no fewer successes than the starting one on the same validation starts, of those that were trained."""
+    return [task for task in open_tasks if tuned[task]["successes"] >= start[task]["successes"]]

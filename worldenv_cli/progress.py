@@ -1,0 +1,170 @@
+"""What a run says while it works, to people (bars or lines) and to files (metrics.jsonl, TensorBoard)."""
+
+import importlib.util
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+from .errors import UserError
+
+SECONDS_BETWEEN_LINES = 5.0
+_open_bars = 0
+
+
+class Progress(Protocol):
+    def advance(self, n: int = 1, **figures: float) -> None:
+        """`n` more are done; `figures` are shown beside the count, and stay until they change."""
+
+
+def say(text: str) -> None:
+    """One line for people, above a bar if there is one. Only the first of several processes speaks."""
+    if _speaks():
+        print(text, flush=True)
+
+
+@contextmanager
+def track(description: str, total: int, unit: str = "steps", done: int = 0) -> Iterator[Progress]:
+    """Show how far something is: a bar on a terminal, elsewhere a line every few seconds and a last one.
+
+    `done` of them were done by an earlier run, and do not count for the time that is left. May be nested.
+    """
+    global _open_bars
+    kind = _Bar if sys.stdout.isatty() and _speaks() else _Lines
+    bar = kind(description, total, unit, done, nested=_open_bars > 0)
+    _open_bars += 1
+    try:
+        yield bar
+    finally:
+        _open_bars -= 1
+        bar.close()
+
+
+def _speaks() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _listed(figures: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+
+
+def _clock(seconds: float) -> str:
+    hours, rest = divmod(round(seconds), 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
+
+
+class _Bar:
+    def __init__(self, description: str, total: int, unit: str, done: int, nested: bool):
+        from rich import progress
+
+        self.rich = progress.Progress(
+            progress.TextColumn("{task.description}", markup=False),
+            progress.BarColumn(),
+            progress.TextColumn(f"{{task.completed:.0f}}/{{task.total:.0f}} {unit}", markup=False),
+            progress.TextColumn("{task.fields[listed]}", markup=False),
+            progress.TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+            transient=nested,
+        )
+        self.figures: dict[str, float] = {}
+        self.task = self.rich.add_task(description, total=total, completed=done, listed="")
+        self.rich.start()
+
+    def advance(self, n: int = 1, **figures: float) -> None:
+        self.figures |= figures
+        self.rich.update(self.task, advance=n, listed=_listed(self.figures))
+
+    def close(self) -> None:
+        self.rich.stop()
+
+
+class _Lines:
+    def __init__(self, description: str, total: int, unit: str, done: int, nested: bool):
+        self.description, self.total, self.unit, self.nested = description, total, unit, nested
+        self.before = self.done = done
+        self.started = self.told = time.monotonic()
+        self.figures: dict[str, float] = {}
+
+    def advance(self, n: int = 1, **figures: float) -> None:
+        self.done += n
+        self.figures |= figures
+        now = time.monotonic()
+        if now - self.told >= SECONDS_BETWEEN_LINES and self.done < self.total:
+            self.told = now
+            left = (now - self.started) / max(1, self.done - self.before) * (self.total - self.done)
+            self._say(f"{_clock(left)} left")
+
+    def close(self) -> None:
+        took = time.monotonic() - self.started
+        if not self.nested or took >= SECONDS_BETWEEN_LINES:  # a quick loop within a loop is not worth a line each time
+            self._say(f"took {_clock(took)}")
+
+    def _say(self, when: str) -> None:
+        parts = [f"{self.description}: {self.done}/{self.total} {self.unit}", _listed(self.figures), when]
+        say(", ".join(part for part in parts if part))
+
+
+class Metrics:
+    """Figures of a run, one JSON line a step in `folder`/metrics.jsonl, and TensorBoard events beside it where that is installed.
+
+    A run begins an empty file. One that goes on after `resume_step` keeps what was logged up to it: the steps that follow come again.
+    """
+
+    def __init__(self, folder: Path, resume_step: int | None = None):
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.path = self.folder / "metrics.jsonl"
+        self.resume_step = resume_step
+        self._writer = None
+        kept = [] if resume_step is None else [line for line in self._lines() if line["step"] <= resume_step]
+        partial = self.path.with_suffix(f".partial-{os.getpid()}")
+        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        partial.replace(self.path)
+        if resume_step is None:
+            for events in self.folder.glob("events.out.tfevents.*"):
+                events.unlink()
+
+    def log(self, step: int, **figures: float | str | None) -> None:
+        """Append the figures of one step. What is not finite becomes null, because JSON has no word for it."""
+        values = {name: _plain(value) for name, value in figures.items()}
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
+        if importlib.util.find_spec("tensorboard"):
+            self._log_events(step, values)
+
+    def check_finite(self, step: int, **losses: float) -> None:
+        """Stop the run at the first loss that is NaN or infinite, before it reaches the weights."""
+        for name, loss in losses.items():
+            if not math.isfinite(loss):
+                raise UserError(
+                    f"{name} is {float(loss)} at step {step} ({self.folder}): expected a finite number; the last good checkpoint is kept, "
+                    "lower the learning rate or check the data, and run again"
+                )
+
+    def _log_events(self, step: int, values: dict) -> None:
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(self.folder), purge_step=None if self.resume_step is None else self.resume_step + 1)
+        for name, value in values.items():
+            if isinstance(value, (int, float)):
+                self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def _lines(self) -> Iterator[dict]:
+        """The lines that can be read: a run that was killed may have left half of the last."""
+        for line in self.path.read_text().splitlines() if self.path.exists() else []:
+            try:
+                yield json.loads(line)
+            except ValueError:
+                continue
+
+
+def _plain(value) -> float | int | str | None:
+    if value is None or isinstance(value, (int, str)):
+        return value
+    return float(value) if math.isfinite(value) else None

@@ -1,0 +1,286 @@
+"""The recipe: one YAML file that says everything about a run, `--set a.b=c` on top of it, and what to say when it is wrong."""
+
+import re
+import types
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError
+from pydantic_core import PydanticUndefined
+
+from .config import Config
+from .data.expert import IngestConfig
+from .data.explore import ExploreConfig
+from .envs.metaworld import MetaWorldConfig
+from .errors import UserError
+from .evaluation.protocol import EvalConfig
+from .policies.compact import CompactPolicyConfig
+from .policies.sft import SFTConfig
+from .post_train.rounds import PostTrainConfig
+from .reflector.compact import ReflectorConfig
+from .reflector.train import CalibrateConfig
+from .simulator.simulator import SimulatorConfig
+from .simulator.train import SimulateConfig
+from .world_env import WorldEnvConfig
+
+SHIPPED = Path(__file__).resolve().parent.parent / "recipes"
+C = TypeVar("C", bound=Config)
+
+
+class Recipe(Config):
+    """Everything about a run; each section is described where it is used."""
+
+    name: str = Field(pattern=r"^[\w.-]+$", description="letters, digits, dots and dashes: it names the run's folder")
+    seed: int = Field(0, ge=0)
+    out: str = Field("runs/{name}", description="folder of the run")
+    env: MetaWorldConfig
+    ingest: IngestConfig = IngestConfig()
+    policy: CompactPolicyConfig = CompactPolicyConfig()
+    sft: SFTConfig = SFTConfig()
+    explore: ExploreConfig = ExploreConfig()
+    simulator: SimulatorConfig = SimulatorConfig()
+    simulate: SimulateConfig = SimulateConfig()
+    reflector: ReflectorConfig = ReflectorConfig()
+    calibrate: CalibrateConfig = CalibrateConfig()
+    world_env: WorldEnvConfig = WorldEnvConfig()
+    post_train: PostTrainConfig = PostTrainConfig()
+    eval: EvalConfig = EvalConfig()
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.out.replace("{name}", self.name))
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = (), cls: type[C] = Recipe) -> C:
+    """Read a recipe, by path or by the name of one in recipes/, with `a.b=c` overrides (values are YAML).
+
+    Raises UserError for the first thing wrong: file and line, setting, what was found, what was expected.
+    """
+    path = _find(path)
+    text = _text(path)
+    data = _parse(text, str(path))
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: found {_shown(data)}, expected settings such as `name: my-run`; see {SHIPPED} for examples")
+    overridden = {}
+    for override in overrides:
+        overridden[_override(data, cls, override)] = override
+    try:
+        return cls.model_validate(data)
+    except ValidationError as error:
+        raise UserError(_explained(error, data, cls, path, text, overridden)) from error
+
+
+def resolved_yaml(recipe: Config) -> str:
+    """The recipe with every default written out, fit to be loaded again."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=140)
+
+
+# Reading
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that refuses a key given twice, and that reads 1e-4 as a number, as YAML 1.2 does."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in lines:
+                problem = f"{key.value!r} is given twice, first in line {lines[key.value]}"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                lines[key.value] = key.start_mark.line + 1
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
+
+
+def _find(path: str | Path) -> Path:
+    if Path(path).is_file():
+        return Path(path)
+    shipped = sorted(file.stem for file in SHIPPED.glob("*.yaml"))
+    if str(path) in shipped:
+        return SHIPPED / f"{path}.yaml"
+    names = f" or one of {', '.join(shipped)}" if shipped else ""
+    raise UserError(f"{path}: no such recipe, expected a YAML file{names}{_near(str(path), shipped)}; check the path")
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as text ({error}); expected a YAML file") from error
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise UserError(f"{where}{line}: not valid YAML ({problem}); mend that line") from error
+
+
+def _override(data: dict, cls: type[Config], override: str) -> tuple[str, ...]:
+    """Write one `a.b=c` into `data`; returns its path as keys. Sections and lists that the file leaves out start from their defaults."""
+    path, equals, value = override.partition("=")
+    keys = tuple(path.strip().split("."))
+    if not equals or not all(keys):
+        raise UserError(f"--set {override!r}: expected setting=value, for example env.rows=8")
+    place: Any = data
+    for depth, key in enumerate(keys):
+        where = ".".join(keys[:depth])
+        if isinstance(place, list):
+            if not key.isdigit() or int(key) >= len(place):
+                raise UserError(f"--set {override!r}: {where} has no item {key!r}, expected a number from 0 to {len(place) - 1}")
+        elif isinstance(place, dict):
+            known = _known(cls, keys[:depth])
+            if known is not None and key not in known:
+                raise UserError(f"--set {override!r}: {_unknown(keys[: depth + 1], known)}")
+        else:
+            raise UserError(f"--set {override!r}: {where} is {_shown(place)}, which has no settings inside; set {where} itself")
+        index = int(key) if isinstance(place, list) else key
+        if depth == len(keys) - 1:
+            place[index] = _parse(value, f"--set {override!r}")
+            return keys
+        if isinstance(place, dict) and place.get(key) is None:
+            place[key] = _default(cls, keys[: depth + 1])
+        place = place[index]
+    raise AssertionError("a path has at least one key")
+
+
+# What the schema knows about a path
+
+
+def _inside(annotation: Any, key: str) -> list[Any]:
+    """The annotations of what lies at `key` in something of that annotation: several for a union, none for a key it cannot have."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        field = annotation.model_fields.get(key)
+        return [field.annotation] if field else []
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is dict:
+        return [arguments[1]]
+    if origin in (list, tuple):
+        return [arguments[int(key)]] if origin is tuple and key.isdigit() and int(key) < len(arguments) else [arguments[0]]
+    if origin in (Union, types.UnionType):
+        return [found for argument in arguments for found in _inside(argument, key)]
+    return _inside(arguments[0], key) if origin is Annotated else []
+
+
+def _at(cls: type[Config], keys: Sequence[str]) -> list[Any]:
+    annotations: list[Any] = [cls]
+    for key in keys:
+        annotations = [found for annotation in annotations for found in _inside(annotation, str(key))]
+    return annotations
+
+
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    """The sections that something of that annotation may be."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if get_origin(annotation) in (Union, types.UnionType, Annotated):
+        return [section for argument in get_args(annotation) for section in _sections(argument)]
+    return []
+
+
+def _known(cls: type[Config], keys: Sequence[str]) -> list[str] | None:
+    """Names of the settings that the section at `keys` has; None where names are free."""
+    sections = [section for annotation in _at(cls, keys) for section in _sections(annotation)]
+    return list(dict.fromkeys(name for section in sections for name in section.model_fields)) if sections else None
+
+
+def _default(cls: type[Config], keys: Sequence[str]) -> Any:
+    """What the setting at `keys` is when the file says nothing, as plain lists and dicts; an empty section where that is nothing."""
+    for annotation in _at(cls, keys[:-1]):
+        for section in _sections(annotation):
+            field = section.model_fields.get(keys[-1])
+            default = field.get_default(call_default_factory=True) if field else None
+            if default is not None and default is not PydanticUndefined:
+                return section.model_construct(**{keys[-1]: default}).model_dump(mode="json", include={keys[-1]})[keys[-1]]
+    return {}
+
+
+# Messages
+
+
+def _explained(error: ValidationError, data: dict, cls: type[Config], path: Path, text: str, overridden: dict[tuple[str, ...], str]) -> str:
+    """One line for the first problem; an unknown setting comes first, because a misspelling also leaves something missing."""
+    problems = error.errors(include_url=False)
+    problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
+    keys = _keys(problem["loc"], data)
+    set_by = [override for given, override in overridden.items() if keys[: len(given)] == given]
+    where = f"--set {set_by[-1]!r}" if set_by else f"{path}{_line(text, keys)}"
+    field, kind, message = ".".join(keys), problem["type"], problem["msg"]
+    if kind == "extra_forbidden":
+        return f"{where}: {_unknown(keys, _known(cls, keys[:-1]) or [])}"
+    if kind == "missing":
+        return f"{where}: {field} is missing; expected {_expected(cls, keys)}"
+    if kind in ("value_error", "assertion_error"):
+        return f"{where}: {field or 'recipe'}: {message.partition(', ')[2]}"
+    if kind in ("model_type", "model_attributes_type"):
+        return f"{where}: {field}: found {_shown(problem['input'])}, expected {_expected(cls, keys)}"
+    if kind == "string_pattern_mismatch":
+        message = f"Input should be text like {problem['ctx']['pattern']}"
+    expected = message.partition(", unable")[0].replace("Input should be", "expected", 1)
+    return f"{where}: {field}: found {_shown(problem['input'])}, {expected[0].lower() + expected[1:]}"
+
+
+def _keys(location: tuple[int | str, ...], data: Any) -> tuple[str, ...]:
+    """pydantic's location without the names of union members, which are no settings."""
+    keys, place = [], data
+    for part in location:
+        if isinstance(place, dict) and part in place or isinstance(place, list) and isinstance(part, int) and part < len(place):
+            keys.append(str(part))
+            place = place[part]
+        elif part == location[-1] and isinstance(place, dict):
+            keys.append(str(part))
+    return tuple(keys)
+
+
+def _line(text: str, keys: Sequence[str]) -> str:
+    """Where in the file the setting stands, or else the section that should have it."""
+    node, line = yaml.compose(text, _Loader), None
+    for key in keys:
+        if isinstance(node, yaml.MappingNode):
+            found = next(((name, value) for name, value in node.value if name.value == key), None)
+        elif isinstance(node, yaml.SequenceNode) and int(key) < len(node.value):
+            found = (node.value[int(key)],) * 2
+        else:
+            found = None
+        if found is None:
+            break
+        line, node = found[0].start_mark.line + 1, found[1]
+    return f" line {line}" if line else ""
+
+
+def _expected(cls: type[Config], keys: Sequence[str]) -> str:
+    sections = [section for annotation in _at(cls, keys) for section in _sections(annotation)]
+    if sections:
+        return f"a section with {', '.join(dict.fromkeys(name for section in sections for name in section.model_fields))}"
+    for annotation in _at(cls, keys[:-1]):
+        for section in _sections(annotation):
+            field = section.model_fields.get(keys[-1])
+            if field:
+                return field.description or getattr(field.annotation, "__name__", str(field.annotation))
+    return "a value"
+
+
+def _unknown(keys: Sequence[str], known: Sequence[str]) -> str:
+    return f"unknown setting {'.'.join(keys)}{_near(keys[-1], known)}; {'.'.join(keys[:-1]) or 'the recipe'} has {', '.join(known)}"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return "a section"
+    text = "nothing" if value is None else repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _near(name: str, known: Sequence[str]) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f", did you mean {near[0]}?" if near else ""

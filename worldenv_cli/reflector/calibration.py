@@ -1,0 +1,98 @@
+"""Making the reflector's word a probability, choosing when to stop, and measuring both on episodes it has not seen.
+
+The threshold is not set by hand (the paper's eta = 0.5): it is the smallest one that, on calibration episodes, stops at most a stated share of
+the failed ones. Calibration episodes and the held-out ones on which errors are reported are different episodes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from ..config import Config
+from ..evaluation.statistics import auc, expected_calibration_error
+
+
+class CalibrationConfig(Config):
+    false_termination: float = Field(0.05, gt=0, lt=1, description="share of failed episodes that may be stopped as successes")
+    threshold_min: float = Field(
+        0.3, ge=0, le=1, description="never stop below this probability, however clean the calibration episodes are"
+    )
+
+
+@dataclass
+class Scored:
+    """One episode under the reflector: P(success by frame) (N,), and what is true (N,) bool."""
+
+    task: str
+    scores: np.ndarray
+    success: np.ndarray
+
+    @property
+    def best(self) -> float:
+        return float(self.scores[1:].max())
+
+
+def fit_scale_and_offset(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    """Platt scaling: the (scale, offset) of the logit with the greatest likelihood, scale kept positive. All frames of all episodes at once."""
+    parameters = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    x, y = torch.from_numpy(logits).double(), torch.from_numpy(labels).double()
+    optimizer = torch.optim.LBFGS([parameters], max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure():
+        optimizer.zero_grad()
+        scaled = parameters[0].exp() * x + parameters[1]
+        # a little pull towards no change keeps perfectly separated episodes from an infinite scale
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(scaled, y) + 1e-3 * parameters.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return float(parameters[0].exp()), float(parameters[1])
+
+
+def choose_threshold(episodes: Sequence[Scored], config: CalibrationConfig) -> float:
+    """The smallest threshold under which at most the stated share of failed episodes is ever stopped.
+
+    With n failed episodes the ceil((n + 1)(1 - rate))-th smallest best score is taken (split conformal), or one above the largest.
+    """
+    failed = np.sort([episode.best for episode in episodes if not episode.success[-1]])
+    rank = int(np.ceil((len(failed) + 1) * (1 - config.false_termination))) - 1
+    if len(failed) == 0:
+        return max(0.5, config.threshold_min)
+    chosen = failed[rank] if rank < len(failed) else failed[-1]
+    return float(np.clip(np.nextafter(np.float32(chosen), np.float32(2)), config.threshold_min, 0.999))
+
+
+def measure(episodes: Sequence[Scored], threshold: float) -> dict:
+    """How good the reflector is on these episodes: each figure with what it counts.
+
+    auc (episodes: best score against success), false_termination (failed episodes stopped), missed_success (successful ones never stopped),
+    delay_steps (control steps from the true success to the stop; negative: too early), ece (frames), n_episodes, n_failed.
+    """
+    failed = [episode for episode in episodes if not episode.success[-1]]
+    succeeded = [episode for episode in episodes if episode.success[-1]]
+    stops = [int(np.argmax(episode.scores[1:] >= threshold)) + 1 for episode in succeeded if episode.best >= threshold]
+    reached = [int(np.argmax(episode.success)) for episode in succeeded if episode.best >= threshold]
+    interval = auc(np.array([episode.best for episode in episodes]), np.array([episode.success[-1] for episode in episodes]))
+    frames = np.concatenate([episode.scores[1:] for episode in episodes])
+    labels = np.concatenate([episode.success[1:] for episode in episodes])
+    return {
+        "auc": interval.estimate,
+        "auc_low": interval.low,
+        "auc_high": interval.high,
+        "false_termination": _share([episode.best >= threshold for episode in failed]),
+        "missed_success": _share([episode.best < threshold for episode in succeeded]),
+        "delay_steps": float(np.mean(np.subtract(stops, reached))) if stops else None,
+        "ece": float(expected_calibration_error(frames, labels)),
+        "mean_score": float(np.mean([episode.scores[-1] for episode in episodes])),
+        "success": _share([episode.success[-1] for episode in episodes]),
+        "n_episodes": len(episodes),
+        "n_failed": len(failed),
+    }
+
+
+def _share(flags: list) -> float | None:
+    return float(np.mean(flags)) if flags else None

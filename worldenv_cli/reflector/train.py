@@ -1,0 +1,115 @@
+"""Training the reflector on real frames *and* on the simulator's replays of the same actions with their real labels, then calibrating it.
+
+The natural share of successes is kept: oversampling them makes imagined success look easy and leaves RL nothing to climb.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch.nn import functional as F
+
+from ..config import Config
+from ..data.dataset import Episode
+from ..policies.sft import shifted
+from ..progress import track
+from ..simulator.simulator import History, Simulator
+from ..training import TrainingConfig, train
+from .calibration import CalibrationConfig, Scored, choose_threshold, fit_scale_and_offset
+from .compact import Reflector
+
+
+class CalibrateConfig(Config):
+    training: TrainingConfig = TrainingConfig(steps=350, batch=12, learning_rate=1e-3, weight_decay=0.05)
+    calibration: CalibrationConfig = CalibrationConfig()
+    calibration_share: float = Field(0.2, gt=0, lt=1, description="share of the exploration that sets scale, offset and threshold")
+    shift: int = Field(2, ge=0, description="random shift of the pictures, pixels")
+    swapped: float = Field(0.1, ge=0, le=1, description="share of samples with another task's instruction, labelled as failures")
+
+
+@dataclass
+class LabelledFrames:
+    """Frames with the truth about them."""
+
+    frames: np.ndarray  # (N, H, W, 3) uint8
+    success: np.ndarray  # (N,) bool
+    instruction: str
+    task: str
+
+
+def real_sequences(episodes: Sequence[Episode], camera: str) -> list[LabelledFrames]:
+    return [LabelledFrames(e.frames[camera], e.success, e.instruction, e.info["task"]) for e in episodes]
+
+
+def imagined_sequences(simulator: Simulator, episodes: Sequence[Episode], batch: int = 64) -> list[LabelledFrames]:
+    """The simulator's open-loop replays of the episodes' own actions, with the real labels: what the reflector will have to judge in RL."""
+    camera, made = simulator.config.camera, {}
+    simulator.eval()
+    order = sorted(range(len(episodes)), key=lambda i: len(episodes[i].actions))
+    with track("imagined replays", total=len(episodes), unit="episodes") as bar:
+        for first in range(0, len(order), batch):
+            rows = order[first : first + batch]
+            starts = [
+                History(episodes[i].frames[camera][:1], episodes[i].states[:1], episodes[i].actions[:0], episodes[i].instruction)
+                for i in rows
+            ]
+            for i, (frames, _) in zip(rows, simulator.replay(starts, [episodes[i].actions for i in rows])):
+                made[i] = LabelledFrames(frames, episodes[i].success, episodes[i].instruction, episodes[i].info["task"])
+            bar.advance(len(rows))
+    return [made[i] for i in range(len(episodes))]
+
+
+def train_reflector(
+    reflector: Reflector, sequences: Sequence[LabelledFrames], config: CalibrateConfig, *, seed: int, checkpoint=None, metrics=None
+) -> None:
+    """Frame-wise binary cross-entropy, in place."""
+    reflector.to(memory_format=torch.channels_last).train()
+    instructions = sorted({sequence.instruction for sequence in sequences})
+
+    def loss(_, rng):
+        return reflector_loss(reflector, sequences, instructions, config, rng), {}
+
+    train(reflector, loss, config.training, seed=seed, description="reflector", checkpoint=checkpoint, metrics=metrics)
+    reflector.eval()
+
+
+def reflector_loss(reflector: Reflector, sequences, instructions: list[str], config: CalibrateConfig, rng: np.random.Generator):
+    chosen = [sequences[i] for i in rng.integers(0, len(sequences), config.training.batch)]
+    every = int(rng.integers(1, 3))  # each frame or every second one: the paper samples frames over the trajectory
+    offset = int(rng.integers(0, every))
+    frames = [sequence.frames[offset::every] for sequence in chosen]
+    length = max(map(len, frames))
+    pictures, labels, mask = [], np.zeros((len(chosen), length), np.float32), np.zeros((len(chosen), length), np.float32)
+    words = []
+    for row, (sequence, kept) in enumerate(zip(chosen, frames)):
+        pictures.append(np.concatenate([sequence.frames[:1], kept, np.repeat(kept[-1:], length - len(kept), 0)]))
+        swap = len(instructions) > 1 and rng.random() < config.swapped
+        others = [instruction for instruction in instructions if instruction != sequence.instruction]
+        words.append(others[rng.integers(len(others))] if swap else sequence.instruction)
+        labels[row, : len(kept)] = 0 if swap else sequence.success[offset::every]
+        mask[row, : len(kept)] = 1
+    tensor = torch.from_numpy(np.stack(pictures)).permute(0, 1, 4, 2, 3).float() / 127.5 - 1  # (B, 1 + T, 3, H, W)
+    flat = tensor.flatten(1, 2)
+    tensor = shifted(flat, rng.integers(-config.shift, config.shift + 1, (len(chosen), 2))).unflatten(1, tensor.shape[1:3])
+    logits, _ = reflector(tensor[:, 1:], tensor[:, 0], reflector.text(words))
+    mask = torch.from_numpy(mask)
+    return (F.binary_cross_entropy_with_logits(logits, torch.from_numpy(labels), reduction="none") * mask).sum() / mask.sum()
+
+
+def score_sequences(reflector: Reflector, sequences: Sequence[LabelledFrames]) -> list[Scored]:
+    scores = reflector.score_episodes([s.frames for s in sequences], [s.instruction for s in sequences])
+    return [Scored(s.task, score, s.success) for s, score in zip(sequences, scores)]
+
+
+def calibrate(reflector: Reflector, real: Sequence[LabelledFrames], imagined: Sequence[LabelledFrames], config: CalibrationConfig) -> None:
+    """Set scale, offset and threshold from calibration episodes, real and imagined alike; the stricter of the two thresholds is used."""
+    reflector.calibration.copy_(torch.tensor([1.0, 0.0]))
+    both = score_sequences(reflector, list(real) + list(imagined))
+    probabilities = np.concatenate([scored.scores[1:] for scored in both]).astype(np.float64)
+    labels = np.concatenate([scored.success[1:] for scored in both])
+    logits = np.log(probabilities.clip(1e-7)) - np.log((1 - probabilities).clip(1e-7))
+    reflector.calibration.copy_(torch.tensor(fit_scale_and_offset(logits, labels)))
+    thresholds = [choose_threshold(score_sequences(reflector, kind), config) for kind in (real, imagined)]
+    reflector.threshold.fill_(max(thresholds))

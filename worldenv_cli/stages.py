@@ -1,0 +1,208 @@
+"""The stages up to the models: what each artifact is made from, with which settings, and by which function."""
+
+from pathlib import Path
+
+from . import cards
+from .artifacts import package_versions, write_artifact
+from .atomic import write_json
+from .data.dataset import Episode, read_description, write_dataset
+from .data.expert import demonstrate
+from .data.explore import explore as explore_with
+from .data.explore import of_split
+from .envs.metaworld import ACTION_NAMES, ENVIRONMENT_HZ, METRES_PER_STEP, STATE_NAMES
+from .models import load_model, save_model
+from .pipeline import Run
+from .rollout import environment_steps
+
+MADE_BY = {"demonstrations": "ingest", "sft": "sft", "exploration": "explore", "simulator": "simulate", "reflector": "calibrate"}
+
+
+def settings(run: Run, *sections: str) -> dict:
+    """The recipe's sections that an artifact depends on. How many rows are played side by side changes nothing that is recorded."""
+    resolved = run.recipe.model_dump(mode="json")
+    resolved["env"] = {key: value for key, value in resolved["env"].items() if key not in ("workers", "rows", "renderer", "python")}
+    return {section: resolved[section] for section in sections} | {"seed": run.recipe.seed}
+
+
+def needs(*names: str) -> dict[str, str]:
+    """{artifact: the command that makes it}."""
+    return {name: MADE_BY.get(name, "post-train") for name in names}
+
+
+def save_dataset(run: Run, folder: Path, episodes: list[Episode], provenance: dict, source: str, cost: int) -> None:
+    """A dataset artifact: LeRobot v3.0 files, with everything said that a user of them must know."""
+    env = run.recipe.env
+    metre = METRES_PER_STEP * env.action_repeat
+    description = {
+        "source": source,
+        "environment": "Meta-World (MuJoCo), sparse success",
+        "control_hz": env.control_hz,
+        "environment_hz": ENVIRONMENT_HZ,
+        "action_repeat": env.action_repeat,
+        "action": {
+            "names": list(ACTION_NAMES),
+            "meaning": "dx, dy, dz move the target of the hand's position controller, each held for action_repeat environment steps; grip +1 closes",
+            "range": [-1, 1],
+            "unit": [
+                [metre if column == row and row < 3 else 0.0 for column in range(len(ACTION_NAMES))] for row in range(len(STATE_NAMES))
+            ],
+            "unit_meaning": "state x action: metres by which a control step with action 1 moves the controller's target",
+        },
+        "state": {"names": list(STATE_NAMES), "units": ["m", "m", "m", "0 closed .. 1 open"]},
+        "cameras": {
+            env.camera.name: {
+                "intrinsics": env.camera.intrinsics(env.resolution).tolist(),
+                "extrinsics": env.camera.extrinsics().tolist(),
+                "orientation": "upright, not mirrored",
+            }
+        },
+        "environment_steps": cost,
+        "versions": package_versions(),
+    }
+    write_dataset(
+        folder,
+        episodes,
+        fps=env.control_hz,
+        state_names=STATE_NAMES,
+        action_names=ACTION_NAMES,
+        description=description,
+        robot_type="sawyer",
+    )
+    write_artifact(folder, "dataset", {"source": source, "episodes": len(episodes)}, None, provenance, cards.dataset(episodes, description))
+
+
+def ingest(run: Run) -> None:
+    def make(folder, provenance):
+        episodes, cost = demonstrate(run.env(), run.recipe.ingest, run.recipe.seed)
+        save_dataset(run, folder, episodes, provenance, "Meta-World's scripted experts", cost)
+
+    run.artifact("demonstrations", settings(run, "env", "ingest"), {}, make)
+
+
+def sft(run: Run) -> None:
+    def make(folder, provenance):
+        import torch
+
+        from .policies.compact import CompactPolicy
+        from .policies.sft import fine_tune
+
+        torch.manual_seed(run.recipe.seed)
+        policy = CompactPolicy(run.recipe.policy)
+        demonstrations = run.episodes("demonstrations")
+        fine_tune(
+            policy, demonstrations, run.recipe.sft, seed=run.recipe.seed, checkpoint=run.checkpoint("sft"), metrics=run.metrics("sft")
+        )
+        save_model(folder, "policy", policy, provenance, cards.policy("fine-tuned on demonstrations", demonstrations, policy))
+
+    run.artifact("sft", settings(run, "policy", "sft"), needs("demonstrations"), make)
+
+
+def explore(run: Run) -> None:
+    def make(folder, provenance):
+        recipe = run.recipe
+        policy = load_model(run.path("sft"), "policy", "run `worldenv sft` first")
+        episodes = explore_with(run.env(), policy, recipe.explore, recipe.calibrate.calibration_share, recipe.seed)
+        save_dataset(
+            run, folder, episodes, provenance, "rollouts of the fine-tuned policy with exploration noise", environment_steps(episodes)
+        )
+
+    chosen = settings(run, "env", "explore") | {"calibration_share": run.recipe.calibrate.calibration_share}
+    run.artifact("exploration", chosen, needs("sft"), make)
+
+
+def simulator_config(run: Run):
+    """The recipe's simulator with what the dataset fixes."""
+    description = read_description(run.path("demonstrations"))
+    camera = description["cameras"][run.recipe.simulator.camera]
+    found = {"intrinsics": camera["intrinsics"], "extrinsics": camera["extrinsics"], "action_unit": description["action"]["unit"]}
+    return type(run.recipe.simulator).model_validate(run.recipe.simulator.model_dump() | found)
+
+
+def simulate(run: Run) -> None:
+    def make(folder, provenance):
+        import torch
+
+        from .simulator.fidelity import fidelity
+        from .simulator.simulator import Simulator
+        from .simulator.train import train_simulator
+
+        torch.manual_seed(run.recipe.seed)
+        simulator = Simulator(simulator_config(run))
+        episodes = run.episodes("demonstrations") + of_split(run.episodes("exploration"), "train")
+        parts = run.checkpoint("simulator", "proprioception"), run.checkpoint("simulator", "video")
+        metrics = run.metrics("simulator", "video")
+        train_simulator(simulator, episodes, run.recipe.simulate, seed=run.recipe.seed, checkpoints=parts, metrics=metrics)
+        measured = fidelity(simulator.eval(), of_split(run.episodes("exploration"), "held-out"), load_model(run.path("sft"), "policy"))
+        write_json(folder / "fidelity.json", measured)
+        save_model(folder, "simulator", simulator, provenance, cards.simulator(simulator, measured))
+
+    run.artifact("simulator", settings(run, "simulator", "simulate"), needs("demonstrations", "exploration", "sft"), make)
+
+
+def calibrate(run: Run) -> None:
+    def make(folder, provenance):
+        import torch
+
+        from .reflector.compact import Reflector
+
+        torch.manual_seed(run.recipe.seed)
+        simulator = load_model(run.path("simulator"), "simulator", "run `worldenv simulate` first")
+        reflector = Reflector(run.recipe.reflector)
+        episodes = run.episodes("demonstrations") + run.episodes("exploration")
+        make_reflector(run, "reflector", folder, provenance, reflector, simulator, episodes, run.recipe.calibrate)
+
+    run.artifact("reflector", settings(run, "reflector", "calibrate"), needs("demonstrations", "exploration", "simulator"), make)
+
+
+def make_reflector(run: Run, name: str, folder: Path, provenance: dict, reflector, simulator, episodes: list[Episode], config) -> None:
+    """Train, calibrate and measure a reflector on real frames and on the simulator's replays, and write it."""
+    from .reflector.report import measured_errors
+    from .reflector.train import calibrate as set_calibration
+    from .reflector.train import imagined_sequences, real_sequences, score_sequences, train_reflector
+
+    camera = reflector.config.camera
+    parts = {part: [e for e in episodes if e.info.get("split", "train") == part] for part in ("train", "calibration", "held-out")}
+    real = {part: real_sequences(found, camera) for part, found in parts.items()}
+    imagined = {part: imagined_sequences(simulator, found) for part, found in parts.items()}
+    train_reflector(
+        reflector,
+        real["train"] + imagined["train"],
+        config,
+        seed=run.recipe.seed,
+        checkpoint=run.checkpoint(name),
+        metrics=run.metrics(name),
+    )
+    set_calibration(reflector, real["calibration"], imagined["calibration"], config.calibration)
+    measured = measured_errors(
+        score_sequences(reflector, real["held-out"]), score_sequences(reflector, imagined["held-out"]), reflector.threshold.item()
+    )
+    write_json(folder / "errors.json", measured)
+    save_model(folder, "reflector", reflector, provenance, cards.reflector(reflector, measured))
+
+
+def estimate(run: Run) -> None:
+    """For a dry run: what would be built, and what it would cost at least in environment steps."""
+    from .policies.compact import CompactPolicy
+    from .progress import say
+    from .reflector.compact import Reflector
+    from .simulator.unet import VideoUNet
+
+    recipe, tasks = run.recipe, len(run.recipe.env.tasks)
+    sizes = {
+        "policy": CompactPolicy(recipe.policy),
+        "simulator (video)": VideoUNet(recipe.simulator.unet, recipe.simulator.chunk),
+        "reflector": Reflector(recipe.reflector),
+    }
+    for name, model in sizes.items():
+        say(f"{name}: {sum(p.numel() for p in model.parameters()):,} parameters")
+    config = recipe.post_train
+    real = {
+        "demonstrations": recipe.ingest.demos_per_task,
+        "exploration": recipe.explore.episodes + recipe.explore.held_out,
+        "probes": config.rounds * config.probe,
+        "acceptance": 2 * config.validation,
+    }
+    for name, episodes in real.items():
+        say(f"{name}: {episodes * tasks} real episodes, at most {episodes * tasks * recipe.env.horizon:,} environment steps")
+    frames = sum(real.values()) * tasks * (recipe.env.chunks * recipe.env.chunk + 1)
+    say(f"pictures in memory: at most {frames * recipe.env.resolution**2 * 3 / 2**30:.2f} GiB")

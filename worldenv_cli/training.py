@@ -1,0 +1,97 @@
+"""The one training loop: warm-up and cosine, weight average, checkpoints from which a cut-off run goes on as if nothing had happened."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import nn
+
+from .artifacts import Checkpoint, load_optimizer, optimizer_tensors
+from .config import Config
+from .progress import Metrics, track
+
+
+class TrainingConfig(Config):
+    steps: int = Field(800, ge=1)
+    batch: int = Field(64, ge=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.05, ge=0)
+    warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps")
+    average: float = Field(0.99, ge=0, lt=1, description="decay of the weight average that is kept")
+    checkpoint_every: int = Field(200, ge=1)
+
+
+LossFunction = Callable[[int, np.random.Generator], tuple[torch.Tensor, dict[str, float]]]
+
+
+def train(
+    module: nn.Module,
+    loss: LossFunction,
+    config: TrainingConfig,
+    *,
+    seed: int,
+    description: str,
+    checkpoint: Checkpoint | None = None,
+    metrics: Metrics | None = None,
+) -> None:
+    """Minimise `loss(step, rng)` over the module's trainable parameters; leaves the averaged weights in the module.
+
+    Every step draws from a generator of its own, seeded by (seed, step): a resumed run sees the batches that it would have seen.
+    Raises UserError when a loss is not finite; the last checkpoint stays.
+    """
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    average = [p.detach().clone() for p in parameters]
+    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.95))
+    first = _resume(parameters, average, optimizer, checkpoint)
+    with track(description, total=config.steps, unit="steps") as bar:
+        bar.advance(first)
+        for step in range(first, config.steps):
+            rng = np.random.default_rng([seed, step])
+            torch.manual_seed(int(rng.integers(2**62)))
+            for group in optimizer.param_groups:
+                group["lr"] = config.learning_rate * _schedule(step / config.steps, config.warmup)
+            value, figures = loss(step, rng)
+            if metrics:
+                metrics.check_finite(step, loss=value.item())
+            optimizer.zero_grad(set_to_none=True)
+            value.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            torch._foreach_lerp_(average, [p.detach() for p in parameters], 1 - min(config.average, (step + 1) / (step + 10)))
+            bar.advance(loss=value.item(), **figures)
+            if metrics and (step % 20 == 0 or step == config.steps - 1):
+                metrics.log(step, loss=value.item(), learning_rate=optimizer.param_groups[0]["lr"], **figures)
+            if checkpoint and (step + 1) % config.checkpoint_every == 0 and step + 1 < config.steps:
+                _save(parameters, average, optimizer, checkpoint, step + 1)
+    with torch.no_grad():
+        for parameter, kept in zip(parameters, average):
+            parameter.copy_(kept)
+
+
+def _schedule(progress: float, warmup: float) -> float:
+    """Linear warm-up, then half a cosine to 2 % of the peak."""
+    if progress < warmup:
+        return (progress + 1e-3) / warmup
+    return 0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * (progress - warmup) / (1 - warmup)))
+
+
+def _save(parameters, average, optimizer, checkpoint: Checkpoint, step: int) -> None:
+    tensors, state = optimizer_tensors(optimizer)
+    tensors = {f"optimizer.{name}": tensor for name, tensor in tensors.items()}
+    tensors |= {f"weights.{i}": p.detach() for i, p in enumerate(parameters)} | {f"average.{i}": a for i, a in enumerate(average)}
+    checkpoint.save(step, tensors, {"optimizer": state})
+
+
+def _resume(parameters, average, optimizer, checkpoint: Checkpoint | None) -> int:
+    found = checkpoint.latest() if checkpoint else None
+    if found is None:
+        return 0
+    step, tensors, state = found
+    with torch.no_grad():
+        for i, (parameter, kept) in enumerate(zip(parameters, average)):
+            parameter.copy_(tensors[f"weights.{i}"])
+            kept.copy_(tensors[f"average.{i}"])
+    prefix = "optimizer."
+    load_optimizer(optimizer, {n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix)}, state["optimizer"])
+    return step
