@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_core import PydanticUndefined
 
 from .config import Config
@@ -47,6 +47,22 @@ class Recipe(Config):
     world_env: WorldEnvConfig = WorldEnvConfig()
     post_train: PostTrainConfig = PostTrainConfig()
     eval: EvalConfig = EvalConfig()
+
+    @model_validator(mode="after")
+    def _one_protocol(self) -> "Recipe":
+        """Every model sees the pictures and moves by the chunks that the environment has; nothing else would be trained or played as meant."""
+        wanted = {"resolution": self.env.resolution, "camera": self.env.camera.name}
+        for name, extra in (("policy", {"chunk": self.env.chunk}), ("simulator", {"chunk": self.env.chunk}), ("reflector", {})):
+            section = getattr(self, name)
+            given = {key for key in (wanted | extra) if key in section.model_fields_set}
+            for key, value in (wanted | extra).items():
+                if key in given and getattr(section, key) != value:
+                    raise ValueError(f"{name}.{key} is {getattr(section, key)!r}, but the environment has {value!r}; leave it out")
+            # frozen for its readers; here it is still being made
+            object.__setattr__(self, name, section.model_copy(update=wanted | extra))
+        horizon = self.env.chunks * self.env.chunk
+        object.__setattr__(self, "world_env", self.world_env.model_copy(update={"horizon": horizon}))
+        return self
 
     @property
     def folder(self) -> Path:

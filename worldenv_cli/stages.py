@@ -190,7 +190,7 @@ def estimate(run: Run) -> None:
     recipe, tasks = run.recipe, len(run.recipe.env.tasks)
     sizes = {
         "policy": CompactPolicy(recipe.policy),
-        "simulator (video)": VideoUNet(recipe.simulator.unet, recipe.simulator.chunk),
+        "simulator (video)": VideoUNet(recipe.simulator.unet, recipe.simulator.chunk, len(STATE_NAMES)),
         "reflector": Reflector(recipe.reflector),
     }
     for name, model in sizes.items():

@@ -35,7 +35,6 @@ def arms(run: Run) -> dict[str, tuple[str, list[str]]]:
     if config.control:
         found["control (zero advantages)"] = (f"rounds/{last}/control", real_data(run, last))
     if run.recipe.eval.offline:
-        found["filtered SFT, exploration only"] = ("rounds/1/start", real_data(run, 1))
         found["post-trained offline, 1 round"] = ("rounds/1/tuned", real_data(run, 1))
     return found
 
@@ -135,7 +134,7 @@ def _report(run: Run) -> dict:
         ("SFT", "filtered SFT"),
         ("control (zero advantages)", "post-trained"),
     ]
-    pairs += [("SFT", "post-trained offline, 1 round"), ("filtered SFT, exploration only", "post-trained offline, 1 round")]
+    pairs += [("SFT", "post-trained offline, 1 round")]
     imagined = _read(run, "eval/imagined/imagined.json") if run.path("eval/imagined").is_dir() else {"arms": {}, "n": 0}
     rounds = [read_round(run.path(f"rounds/{n}/tuned")) for n in range(1, config.rounds + 1)]
     timing = _read(run, "timing.json") if run.path("timing.json").is_file() else {}

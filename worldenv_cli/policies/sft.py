@@ -66,10 +66,11 @@ def shifted(image: Tensor, offsets: np.ndarray) -> Tensor:
 
 
 def fine_tune(policy: CompactPolicy, episodes: Sequence[Episode], config: SFTConfig, *, seed: int, checkpoint=None, metrics=None) -> None:
-    """Train `policy` in place on what the episodes did; the statistics of its proprioception are set from them first."""
+    """Train `policy` in place on what the episodes did. A policy that has never been trained takes its statistics of proprioception from them."""
     samples = ChunkSamples(episodes, policy.config.camera, policy.config.chunk)
-    policy.state_mean.copy_(torch.from_numpy(samples.states.mean(0)))
-    policy.state_std.copy_(torch.from_numpy(np.maximum(samples.states.std(0), 1e-3)))
+    if not policy.state_mean.any():
+        policy.state_mean.copy_(torch.from_numpy(samples.states.mean(0)))
+        policy.state_std.copy_(torch.from_numpy(np.maximum(samples.states.std(0), 1e-3)))
     policy.to(memory_format=torch.channels_last)
 
     def loss(_, rng):

@@ -103,11 +103,8 @@ def _one_update(policy, env, pool, active, closed, successes, optimizer, config,
 
     began = time.monotonic()
     tasks = [active[i % len(active)] for i in range(config.starts)]
-    # whole blocks of groups from the middle and from the beginning, alike for every task
-    middles = [
-        (i // len(active)) % 2 < 2 * config.middle - 0.5 if config.middle not in (0, 1) else bool(config.middle)
-        for i in range(config.starts)
-    ]
+    blocks = [i // len(active) for i in range(config.starts)]  # one group of every task each; a block starts in the middle or at the beginning
+    middles = [int((block + 1) * config.middle) > int(block * config.middle) for block in blocks]
     histories = [pool.draw(task, middle, rng) for task, middle in zip(tasks, middles)]
     policy.eval()
     rollouts = imagine(env, policy, histories, config.group, generator)

@@ -50,7 +50,8 @@ def fit_scale_and_offset(logits: np.ndarray, labels: np.ndarray) -> tuple[float,
         return loss
 
     optimizer.step(closure)
-    return float(parameters[0].exp()), float(parameters[1])
+    found = parameters.detach()
+    return float(found[0].exp()), float(found[1])
 
 
 def choose_threshold(episodes: Sequence[Scored], config: CalibrationConfig) -> float:

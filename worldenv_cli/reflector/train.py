@@ -77,7 +77,7 @@ def train_reflector(
 
 def reflector_loss(reflector: Reflector, sequences, instructions: list[str], config: CalibrateConfig, rng: np.random.Generator):
     chosen = [sequences[i] for i in rng.integers(0, len(sequences), config.training.batch)]
-    every = int(rng.integers(1, 3))  # each frame or every second one: the paper samples frames over the trajectory
+    every = int(rng.integers(1, 4))  # each frame, every second or third one: the paper samples frames over the trajectory
     offset = int(rng.integers(0, every))
     frames = [sequence.frames[offset::every] for sequence in chosen]
     length = max(map(len, frames))

@@ -11,7 +11,7 @@ from ..config import Config
 from ..packing import normalised, pack, unpack
 from .conditioning import ActionMaps
 from .proprioception import ProprioceptionModel
-from .unet import UNetConfig, VideoUNet, context_frames
+from .unet import Conditions, UNetConfig, VideoUNet, context_frames
 
 
 class SimulatorConfig(Config):
@@ -62,7 +62,7 @@ class Simulator(nn.Module):
         self.config = config
         self.maps = ActionMaps(np.array(config.intrinsics), np.array(config.extrinsics), config.resolution, config.unet.block)
         self.proprioception = ProprioceptionModel(torch.tensor(config.action_unit), config.hidden, 3 * config.unet.block**2)
-        self.unet = VideoUNet(config.unet, config.chunk)
+        self.unet = VideoUNet(config.unet, config.chunk, len(config.action_unit))
         self.reach = max(config.unet.memory) + 1
 
     @torch.no_grad()
@@ -93,8 +93,7 @@ class Simulator(nn.Module):
         """
         actions = torch.from_numpy(np.asarray(chunk, np.float32)).clamp(-1, 1)
         states, memory = self.proprioception.roll(state.state, actions, state.memory, state.scene)
-        maps = self.maps(torch.cat([state.state[:, None], states], 1))
-        made = self.unet.sample(normalised(context_frames(state.recent, self.config.unet.memory)), normalised(state.first), maps)
+        made = self.unet.sample(self.conditions(state.recent, state.first, torch.cat([state.state[:, None], states], 1)))
         made = ((made + 1) * 127.5).round().to(torch.uint8)
         recent = torch.cat([state.recent, made], 1)[:, -self.reach :]
         return (
@@ -102,6 +101,12 @@ class Simulator(nn.Module):
             states.numpy(),
             SimulatorState(state.first, recent, states[:, -1], memory, state.scene),
         )
+
+    def conditions(self, recent: Tensor, first: Tensor, states: Tensor) -> Conditions:
+        """recent (B, N, P, h, w) and first (B, P, h, w) packed uint8, states (B, T + 1, S) in their units."""
+        context = normalised(context_frames(recent, self.config.unet.memory))
+        body = self.proprioception
+        return Conditions(context, normalised(first), self.maps(states), (states - body.mean) / body.std)
 
     @torch.no_grad()
     def replay(self, history: list[History], actions: list[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:

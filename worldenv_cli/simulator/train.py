@@ -12,7 +12,6 @@ from ..data.dataset import Episode
 from ..packing import normalised, pack
 from ..training import TrainingConfig, train
 from .simulator import Simulator
-from .unet import context_frames
 
 
 class SimulateConfig(Config):
@@ -51,9 +50,9 @@ class Windows:
 def train_simulator(
     simulator: Simulator, episodes: Sequence[Episode], config: SimulateConfig, *, seed: int, checkpoints=(None, None), metrics=None
 ):
-    """Both halves, in place: first proprioception, then video."""
-    torch.manual_seed(seed)
-    _set_statistics(simulator, episodes)
+    """Both halves, in place: first proprioception, then video. A simulator that has never been trained takes its statistics from the episodes."""
+    if not simulator.proprioception.mean.any():
+        _set_statistics(simulator, episodes)
     train_proprioception(simulator, episodes, config.proprioception, seed=seed, checkpoint=checkpoints[0])
     train_video(simulator, episodes, config, seed=seed, checkpoint=checkpoints[1], metrics=metrics)
 
@@ -94,34 +93,36 @@ def train_video(
     windows = Windows(episodes, simulator.config.camera, simulator.config.chunk, simulator.config.unet.memory, simulator.config.unet.block)
     simulator.unet.to(memory_format=torch.channels_last)
 
-    def loss(_, rng):
-        return video_loss(simulator, *windows.batch(rng, config.video.batch), config, rng), {}
+    def loss(step, rng):
+        own_frames = config.own_frames if step > config.video.steps // 3 else 0.0  # first it must be worth learning from
+        return video_loss(simulator, *windows.batch(rng, config.video.batch), config, own_frames, rng), {}
 
     train(simulator.unet, loss, config.video, seed=seed, description="video simulator", checkpoint=checkpoint, metrics=metrics)
 
 
-def video_loss(simulator: Simulator, frames: Tensor, states: Tensor, config: SimulateConfig, rng: np.random.Generator) -> Tensor:
-    """Motion-weighted error of one chunk, half of the time after a chunk that the simulator has made itself.
+def video_loss(simulator: Simulator, frames: Tensor, states: Tensor, config: SimulateConfig, own_frames: float, rng: np.random.Generator) -> Tensor:
+    """Motion-weighted error of one chunk, for a share `own_frames` of the samples after a chunk that the simulator has made itself.
 
     frames (B, 1 + reach + 1 + 2T, P, h, w) packed uint8, states (B, 1 + 2T, S): see Windows.batch.
     """
-    chunk, memory, unet = simulator.config.chunk, simulator.config.unet.memory, simulator.unet
-    first, frames = normalised(frames[:, 0]), normalised(frames[:, 1:])
-    reach = max(memory) + 1
-    maps = simulator.maps(states)
-    rows = len(frames)
-    own = torch.from_numpy(rng.random(rows) < config.own_frames)
-    target = torch.where(own[:, None, None, None, None], frames[:, reach + chunk :], frames[:, reach : reach + chunk])
-    context = context_frames(frames[:, :reach], memory)
+    chunk, unet = simulator.config.chunk, simulator.unet
+    first, frames = frames[:, 0], frames[:, 1:]
+    reach = frames.shape[1] - 2 * chunk
+    own = torch.from_numpy(rng.random(len(frames)) < own_frames)
+    given = simulator.conditions(frames[:, :reach], first, states[:, : chunk + 1])
+    target = normalised(frames[:, reach : reach + chunk])
     if own.any():
         with torch.no_grad():
-            made = unet.sample(_noised(context[own], config.context_noise, rng), first[own], maps[own, : chunk + 1])
-        context[own] = context_frames(torch.cat([frames[own, :reach], made], 1), memory)
-    maps = torch.where(own[:, None, None, None, None], maps[:, chunk:], maps[:, : chunk + 1])
-    context = _noised(context, config.context_noise, rng)
-    predicted = unet.training_prediction(target, context, first, maps, rng)
-    change = torch.maximum((target - context[:, None, 0]).abs(), (target - first[:, None]).abs())
+            before = given.rows(own)
+            before.context = _noised(before.context, config.context_noise, rng)
+            made = ((unet.sample(before) + 1) * 127.5).round().to(torch.uint8)
+        after = simulator.conditions(torch.cat([frames[own, :reach], made], 1), first[own], states[own, chunk:])
+        target[own] = normalised(frames[own, reach + chunk :])
+        given.context[own], given.maps[own], given.states[own] = after.context, after.maps, after.states
+    change = torch.maximum((target - given.context[:, None, 0]).abs(), (target - given.first[:, None]).abs())
     weight = 1 + config.motion_weight * change.unflatten(2, (3, -1)).mean(2, keepdim=True).expand(-1, -1, 3, -1, -1, -1).flatten(2, 3)
+    given.context = _noised(given.context, config.context_noise, rng)
+    predicted = unet.training_prediction(target, given, rng)
     error = (predicted - target).abs() if simulator.config.unet.objective == "regression" else (predicted - target) ** 2 * 4
     return (weight * error).mean() / weight.mean()
 

@@ -10,19 +10,21 @@ The same network serves two objectives. `flow`: it sees noisy target frames at l
 diffusers' flow-matching scheduler make a sample. `regression`: there is no target input, sigma is 1, and one pass is the prediction.
 """
 
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..config import Config
 from .conditioning import MAP_CHANNELS
 
 
 class UNetConfig(Config):
-    channels: tuple[int, ...] = (64, 96, 128)
+    channels: tuple[int, ...] = (96, 96, 128)
     layers: int = Field(1, ge=1, description="residual blocks at each resolution")
     block: int = Field(4, ge=1, description="pixels a side that one position of the network holds")
     memory: tuple[int, ...] = Field(
@@ -32,8 +34,21 @@ class UNetConfig(Config):
     denoising_steps: int = Field(3, ge=1, description="Euler steps of the flow sampler")
 
 
+@dataclass
+class Conditions:
+    """What the frames of a chunk are made from. Pictures are packed and in [-1, 1]."""
+
+    context: Tensor  # (B, M, P, h, w), the last frame first
+    first: Tensor  # (B, P, h, w), the episode's first frame
+    maps: Tensor  # (B, T + 1, 3, h, w): where the hand is before the chunk and after each of its actions
+    states: Tensor  # (B, T + 1, S), normalised: the same as numbers, for what a marker cannot say (how the arm bends)
+
+    def rows(self, index) -> "Conditions":
+        return Conditions(self.context[index], self.first[index], self.maps[index], self.states[index])
+
+
 class VideoUNet(nn.Module):
-    def __init__(self, config: UNetConfig, chunk: int):
+    def __init__(self, config: UNetConfig, chunk: int, state_size: int):
         super().__init__()
         from diffusers import FlowMatchEulerDiscreteScheduler, UNet2DModel
 
@@ -42,7 +57,7 @@ class VideoUNet(nn.Module):
         width, depth = config.channels[0], len(config.channels)
         self.read = nn.Conv2d(self.picture * (len(config.memory) + 1) + MAP_CHANNELS * (chunk + 1), width, 1)
         self.read_noisy = nn.Conv2d(self.picture * chunk, width, 1)
-        self.write = nn.Conv2d(width, 2 * self.picture * chunk, 1)
+        self.write = FrameWriter(width, state_size, 2 * self.picture)
         self.network = UNet2DModel(
             in_channels=width,
             out_channels=width,
@@ -52,51 +67,75 @@ class VideoUNet(nn.Module):
             up_block_types=("UpBlock2D",) * depth,
             add_attention=False,
             norm_num_groups=8,
+            class_embed_type="identity",
         )
+        self.pose = nn.Sequential(nn.Linear(state_size * (chunk + 1), 256), nn.SiLU(), nn.Linear(256, 4 * width))
         self.scheduler = FlowMatchEulerDiscreteScheduler()
 
-    def clean(self, noisy: Tensor | None, sigma: Tensor, context: Tensor, first: Tensor, maps: Tensor) -> Tensor:
+    def clean(self, noisy: Tensor | None, sigma: Tensor, given: Conditions) -> Tensor:
         """The network's word for the clean frames, (B, T, P, h, w) packed.
 
-        noisy (B, T, P, h, w) or None, sigma (B,), context (B, M, P, h, w) with the last frame first, first (B, P, h, w), maps (B, T + 1, 3, h, w).
-        Pictures are in [-1, 1].
+        noisy (B, T, P, h, w) or None, sigma (B,). Pictures are in [-1, 1].
         """
-        given = torch.cat([context.flatten(1, 2), first, maps.flatten(1, 2)], 1)
-        x = self.read(given.contiguous(memory_format=torch.channels_last))
+        pictures = torch.cat([given.context.flatten(1, 2), given.first, given.maps.flatten(1, 2)], 1)
+        x = self.read(pictures.contiguous(memory_format=torch.channels_last))
         if noisy is not None:
             x = x + self.read_noisy(noisy.flatten(1, 2).contiguous(memory_format=torch.channels_last))
-        out = self.write(self.network(x, sigma * 1000).sample).contiguous()
-        gates, colour = out.unflatten(1, (self.chunk, 2, 3, -1)).unbind(2)  # (B, T, 3, block², h, w) each
+        features = self.network(x, sigma * 1000, class_labels=self.pose(given.states.flatten(1))).sample
+        out = self.write(features, given.maps[:, 1:], given.states[:, 1:])  # (B, T, 2 P, h, w)
+        gates, colour = out.unflatten(2, (2, 3, -1)).unbind(2)  # (B, T, 3, block², h, w) each
         bias = gates.new_tensor([2.0, 0.0, 0.0])[:, None, None, None]  # begin by copying
         last, start, new = (gates + bias).softmax(2).unbind(2)  # (B, T, block², h, w): one mixture for the three colours of a pixel
-        sources = context[:, None, 0].unflatten(2, (3, -1)), first[:, None].unflatten(2, (3, -1)), colour
+        sources = given.context[:, None, 0].unflatten(2, (3, -1)), given.first[:, None].unflatten(2, (3, -1)), colour
         return sum(share[:, :, None] * source for share, source in zip((last, start, new), sources)).flatten(2, 3)
 
-    def sample(self, context: Tensor, first: Tensor, maps: Tensor) -> Tensor:
+    def sample(self, given: Conditions) -> Tensor:
         """Frames of the next chunk, (B, T, P, h, w) in [-1, 1]; fresh noise at every call where the objective is `flow`."""
+        first = given.first
         one = torch.ones(len(first), device=first.device)
         if self.config.objective == "regression":
-            return self.clean(None, one, context, first, maps).clamp(-1, 1)
+            return self.clean(None, one, given).clamp(-1, 1)
         steps = self.config.denoising_steps
         self.scheduler.set_timesteps(sigmas=np.linspace(1, 0, steps + 1)[:-1].tolist())
         noisy = torch.randn((len(first), self.chunk, *first.shape[1:]), device=first.device)
         for time, sigma in zip(self.scheduler.timesteps, self.scheduler.sigmas):
-            velocity = (noisy - self.clean(noisy, sigma * one, context, first, maps)) / sigma
+            velocity = (noisy - self.clean(noisy, sigma * one, given)) / sigma
             noisy = self.scheduler.step(velocity, time, noisy).prev_sample
         return noisy.clamp(-1, 1)
 
-    def training_prediction(self, target: Tensor, context: Tensor, first: Tensor, maps: Tensor, rng: np.random.Generator) -> Tensor:
+    def training_prediction(self, target: Tensor, given: Conditions, rng: np.random.Generator) -> Tensor:
         """The clean frames as predicted in one training step: from nothing (`regression`) or from noised targets (`flow`).
 
         A third of the flow's samples are at pure noise, where few-step sampling decides what happens.
         """
         rows = len(target)
         if self.config.objective == "regression":
-            return self.clean(None, torch.ones(rows), context, first, maps)
+            return self.clean(None, torch.ones(rows), given)
         sigma = torch.from_numpy(np.where(rng.random(rows) < 1 / 3, 1.0, rng.random(rows))).float()
         level = sigma[:, None, None, None, None]
         noisy = (1 - level) * target + level * torch.randn_like(target)
-        return self.clean(noisy, sigma, context, first, maps)
+        return self.clean(noisy, sigma, given)
+
+
+class FrameWriter(nn.Module):
+    """Features of the chunk -> each of its frames, by a small network that knows where the hand is in that frame.
+
+    One linear map for all frames would have to squeeze every pixel of T frames through `width` numbers; the arm's edges drown in that.
+    """
+
+    def __init__(self, width: int, state_size: int, out: int):
+        super().__init__()
+        self.shared = nn.Conv2d(width, 2 * width, 1)
+        self.marker = nn.Conv2d(MAP_CHANNELS, 2 * width, 3, padding=1)
+        self.pose = nn.Linear(state_size, 2 * width)
+        self.out = nn.Conv2d(2 * width, out, 1)
+
+    def forward(self, features: Tensor, maps: Tensor, states: Tensor) -> Tensor:
+        """features (B, width, h, w), maps (B, T, 3, h, w), states (B, T, S) -> (B, T, out, h, w)."""
+        frames = maps.shape[:2]
+        own = self.marker(maps.flatten(0, 1).contiguous(memory_format=torch.channels_last)) + self.pose(states.flatten(0, 1))[:, :, None, None]
+        shared = self.shared(features).repeat_interleave(frames[1], 0)
+        return self.out(F.gelu(shared + own)).unflatten(0, frames)
 
 
 def context_frames(frames: Tensor, memory: tuple[int, ...]) -> Tensor:
