@@ -16,9 +16,7 @@ from worldenv_cli.data.statistics import QUANTILES, column_statistics, histogram
 from worldenv_cli.errors import UserError
 
 FIXTURE = Path(__file__).parents[2] / "shared" / "fixtures" / "lerobot_v30"
-needs_fixture = pytest.mark.skipif(
-    not FIXTURE.exists(), reason=f"{FIXTURE} is not here: a dataset written by lerobot 0.4.4 to compare with"
-)
+needs_fixture = pytest.mark.skipif(not FIXTURE.exists(), reason=f"{FIXTURE} is not here: a dataset written by lerobot 0.4.4 to compare with")
 DESCRIPTION = {"control_hz": 20, "environment_hz": 80, "cameras": {"front": {"intrinsics": [[1.5, 0, 0.5]]}}}
 
 
@@ -45,9 +43,7 @@ def write(folder: Path, episodes, **changed) -> Path:
 
 @pytest.fixture(scope="module")
 def episodes() -> list[Episode]:
-    return [
-        make_episode(seed, steps, task=task) for seed, (steps, task) in enumerate([(5, "push"), (1, "pull it"), (9, "push"), (40, "lift")])
-    ]
+    return [make_episode(seed, steps, task=task) for seed, (steps, task) in enumerate([(5, "push"), (1, "pull it"), (9, "push"), (40, "lift")])]
 
 
 @pytest.fixture(scope="module")
@@ -277,9 +273,9 @@ def test_writes_as_lerobot_wrote(tmp_path):
     info = json.loads((theirs / "meta/info.json").read_text())
     names = {f"{short}_names": info["features"][name]["names"] for short, name in (("state", "observation.state"), ("action", "action"))}
     write_dataset(ours, read_dataset(theirs), fps=20, **names, description={}, robot_type="panda")
-    assert {str(path.relative_to(ours)) for path in ours.rglob("*.*")} - {
-        str(path.relative_to(theirs)) for path in theirs.rglob("*.*")
-    } == {"meta/worldenv.json"}
+    assert {str(path.relative_to(ours)) for path in ours.rglob("*.*")} - {str(path.relative_to(theirs)) for path in theirs.rglob("*.*")} == {
+        "meta/worldenv.json"
+    }
     extra = {"next.success", "next.done"}
 
     found = json.loads((ours / "meta/info.json").read_text())
@@ -316,14 +312,10 @@ def test_writes_as_lerobot_wrote(tmp_path):
 
     mine, reference = (json.loads((root / "meta/stats.json").read_text()) for root in (ours, theirs))
     for name in reference:
-        exact = (
-            ("min", "max", "mean", "count") if "images" in name else ("min", "max", "mean", "std", "count")
-        )  # its image std overflows uint8
+        exact = ("min", "max", "mean", "count") if "images" in name else ("min", "max", "mean", "std", "count")  # its image std overflows uint8
         for key in () if name == "action" else exact:
             np.testing.assert_allclose(mine[name][key], reference[name][key], rtol=1e-6, err_msg=f"{name} {key}")
-        assert {key: np.shape(value) for key, value in mine[name].items()} == {
-            key: np.shape(value) for key, value in reference[name].items()
-        }
+        assert {key: np.shape(value) for key, value in mine[name].items()} == {key: np.shape(value) for key, value in reference[name].items()}
 
 
 @needs_fixture

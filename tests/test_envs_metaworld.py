@@ -39,8 +39,8 @@ def changed(a, b, by=10):
     return np.abs(a.astype(int) - b.astype(int)).max(-1) > by
 
 
-def robot_pixels(task, context):
-    """(H, W) bool: pixels of the arm and the hand, and those beside them, from a segmentation picture of the last rendered scene."""
+def robot_pixels(task, context, root="base"):
+    """(H, W) bool: pixels of the robot from body `root` on, and those beside them, in a segmentation picture of the last rendered scene."""
     import mujoco
 
     flags = mujoco.mjtRndFlag.mjRND_SEGMENT, mujoco.mjtRndFlag.mjRND_IDCOLOR
@@ -49,10 +49,14 @@ def robot_pixels(task, context):
     colours = draw_scene(task, context).astype(int)
     for flag in flags:
         task.scene.flags[flag] = False
-    number = colours[..., 0] + 256 * colours[..., 1] + 65536 * colours[..., 2] - 1  # of the scene's geom; -1 is background
-    bodies = np.array([task.model.geom_bodyid[geom.objid] if geom.objid >= 0 else 0 for geom in task.scene.geoms[: task.scene.ngeom]])
-    robot = task.model.body_rootid[task.model.body("hand").id]
-    arm = (number >= 0) & (task.model.body_rootid[bodies[np.maximum(number, 0)]] == robot)
+    parents, wanted = task.model.body_parentid, {task.model.body(root).id}
+    for body in range(task.model.nbody):  # parents come before their children
+        if parents[body] in wanted:
+            wanted.add(body)
+    drawn = task.scene.geoms[: task.scene.ngeom]
+    mine = [geom.objtype == mujoco.mjtObj.mjOBJ_GEOM and task.model.geom_bodyid[geom.objid] in wanted for geom in drawn]
+    number = colours[..., 0] + 256 * colours[..., 1] + 65536 * colours[..., 2]  # of the scene's geom, from 1; 0 is background
+    arm = np.array([False, *mine])[number]
     return np.array([[arm[max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2].any() for x in range(64)] for y in range(64)])
 
 
@@ -113,9 +117,10 @@ def test_a_seed_is_a_layout(task, context):
     for again in (play(task, 5), play(MetaWorldTask(task.name, CONFIG), 5)):
         for a, b in zip(first, again):
             np.testing.assert_array_equal(a, b)
-    assert all(changed(first[1], picture).mean() > 0.03 for _, picture, _ in others)
+    assert all(changed(first[1], picture).mean() > 0.015 for _, picture, _ in others)
 
 
+@pytest.mark.filterwarnings("ignore:Constant")
 @pytest.mark.parametrize("name", ["reach-v3", "push-v3"])
 def test_experts_see_their_goal(name):
     task, player, successes = MetaWorldTask(name, CONFIG), expert(name), []
@@ -177,18 +182,18 @@ def test_the_camera_puts_points_where_they_are_drawn(coffee, context):
 
 
 def test_the_hand_is_where_proprioception_projects_to(coffee, context):
+    """At several poses, the hand's own numbers fall between the rendered fingers, and not between where they were at other poses."""
     coffee.reset(0)
-    near, far = [], []
-    for action in ([1, 0, 0.5, -1], [-1, 0.5, 0, -1]):
-        before, start = coffee.render(context), coffee.state()[:3]
-        for _ in range(4):
+    hands, fingers = [], []
+    for action in ([0, 0, 0, -1], [1, 0, 0.5, -1], [-1, 0.5, 0, -1], [-1, 0, -1, 1]):
+        for _ in range(5):
             coffee.step(np.array(action))
-        moved = np.argwhere(changed(before, coffee.render(context), by=20))[:, ::-1] + 0.5
-        for hand in (start, coffee.state()[:3]):
-            distance = np.linalg.norm(moved - pixels(hand), axis=1)
-            near.append(distance.min())
-            far.append(np.linalg.norm(moved - pixels(hand + [0.3, -0.3, 0.3]), axis=1).min())
-    assert max(near) < 2 < min(far)
+        coffee.render(context)
+        hands.append(pixels(coffee.state()[:3]))
+        fingers.append(np.argwhere(robot_pixels(coffee, context, "hand"))[:, ::-1] + 0.5)
+    middle = np.array([(drawn.min(0) + drawn.max(0)) / 2 for drawn in fingers])
+    distance = np.linalg.norm(np.array(hands)[:, None] - middle[None], axis=-1)  # (hand, fingers)
+    assert np.diag(distance).max() < 2.5 and (distance.argmin(1) == np.arange(4)).all()
 
 
 def test_extrinsics_are_a_rigid_motion_that_looks_at_its_point():

@@ -69,9 +69,7 @@ def full_report() -> dict:
                 "reflector_on_real": 0.4,
                 "reflector_on_imagined": 0.5 + 0.1 * r,
                 "open": task == "push-v3",
-                "reason": "agreement within bounds"
-                if task == "push-v3"
-                else "imagined success overstates the real one by more than 15 points",
+                "reason": "agreement within bounds" if task == "push-v3" else "imagined success overstates the real one by more than 15 points",
             }
             for r in (0, 1)
             for task in ("push-v3", "drawer-open-v3")

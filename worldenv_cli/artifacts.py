@@ -55,8 +55,7 @@ def load_config(folder: Path, kind: str, made_by: str = "make it first") -> dict
         raise UserError(f"{folder} is of kind {found!r}: expected {kind!r}; check the path, or {made_by}")
     if version.split(".")[:2] != FORMAT.split("."):
         raise UserError(
-            f"{path} was written by worldenv {version}: this is {__version__}, which reads {FORMAT}.*; "
-            "install that version or make it again"
+            f"{path} was written by worldenv {version}: this is {__version__}, which reads {FORMAT}.*; install that version or make it again"
         )
     return config
 
@@ -227,8 +226,7 @@ def load_optimizer(optimizer: "torch.optim.Optimizer", tensors: "dict[str, torch
         parameter, _, what = name.partition(".")
         values[int(parameter)][what] = tensor
     groups = [
-        {key: tuple(value) if isinstance(value, list) and key != "params" else value for key, value in group.items()}
-        for group in state["groups"]
+        {key: tuple(value) if isinstance(value, list) and key != "params" else value for key, value in group.items()} for group in state["groups"]
     ]
     optimizer.load_state_dict({"state": values, "param_groups": groups})
 

@@ -56,7 +56,8 @@ def bench(run: Run) -> None:
     }
     write_json(run.path("bench.json"), result)
     say(
-        f"real {real:.0f} control steps/s with rendering ({len(env.workers)} workers); imagined {imagined:.0f} in {world.num_envs} rows: {imagined / real:.1f}x"
+        f"real {real:.0f} control steps/s with rendering ({len(env.workers)} workers); "
+        f"imagined {imagined:.0f} in {world.num_envs} rows: {imagined / real:.1f}x"
     )
     say(f"simulator: {reached / 1e9:.1f} of {peak / 1e9:.1f} GFLOP/s float32, {100 * reached / peak:.0f} % of the matrix peak")
 

@@ -14,7 +14,8 @@ def dataset(episodes: Sequence[Episode], description: dict) -> str:
         [
             f"# {description['source']}",
             "",
-            f"LeRobotDataset v3.0, {description['control_hz']} Hz control, {len(episodes)} episodes, {description['environment_steps']} environment steps.",
+            f"LeRobotDataset v3.0, {description['control_hz']} Hz control, {len(episodes)} episodes, "
+            f"{description['environment_steps']} environment steps.",
             f"Actions: {description['action']['meaning']}.",
             "",
             "| task | instruction | episodes | successes | mean control steps |",
@@ -78,7 +79,8 @@ def reflector(model, measured: dict) -> str:
         [
             "# Instant reflector",
             "",
-            f"{sum(p.numel() for p in model.parameters()):,} parameters; instruction + frames so far -> P(success by frame). Stops at {measured['threshold']:.3f}.",
+            f"{sum(p.numel() for p in model.parameters()):,} parameters; instruction + frames so far -> P(success by frame). "
+            f"Stops at {measured['threshold']:.3f}.",
             "",
             "| held-out frames | AUC (95 %) | failed episodes stopped | successes missed | calibration error |",
             "|---|---|---|---|---|",

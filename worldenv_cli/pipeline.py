@@ -54,9 +54,7 @@ class Run:
         hashes = {}
         for needed, command in inputs.items():
             if not self.path(needed).is_dir():
-                raise UserError(
-                    f"{self.path(needed)} does not exist: {name} is made from it; run `worldenv {command}` with this recipe first"
-                )
+                raise UserError(f"{self.path(needed)} does not exist: {name} is made from it; run `worldenv {command}` with this recipe first")
             hashes[needed] = content_hash(self.path(needed))
         if is_current(self.path(name), fingerprint(settings, hashes)) and not self.force:
             say(f"{name}: up to date")
@@ -71,9 +69,7 @@ class Run:
 
     def _plan(self, name: str, settings: dict, inputs: dict[str, str]) -> None:
         stale = self.force or not self._planned.isdisjoint(inputs) or not all(self.path(needed).is_dir() for needed in inputs)
-        stale = stale or not is_current(
-            self.path(name), fingerprint(settings, {needed: content_hash(self.path(needed)) for needed in inputs})
-        )
+        stale = stale or not is_current(self.path(name), fingerprint(settings, {needed: content_hash(self.path(needed)) for needed in inputs}))
         if stale:
             self._planned.add(name)
         say(f"{name}: {'would be made' if stale else 'up to date'}")
@@ -89,6 +85,10 @@ class Run:
             shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
         mark.write_text(wanted)
+
+    def kept(self, name: str) -> Path:
+        """Where the finished episodes of an artifact that is being made are kept."""
+        return self._workshop(name) / "episodes"
 
     def checkpoint(self, name: str, part: str = "model") -> Checkpoint:
         """Checkpoints of one training loop of the artifact that is being made."""

@@ -136,15 +136,6 @@ class Metrics:
         if importlib.util.find_spec("tensorboard"):
             self._log_events(step, values)
 
-    def check_finite(self, step: int, **losses: float) -> None:
-        """Stop the run at the first loss that is NaN or infinite, before it reaches the weights."""
-        for name, loss in losses.items():
-            if not math.isfinite(loss):
-                raise UserError(
-                    f"{name} is {float(loss)} at step {step} ({self.folder}): expected a finite number; the last good checkpoint is kept, "
-                    "lower the learning rate or check the data, and run again"
-                )
-
     def _log_events(self, step: int, values: dict) -> None:
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
@@ -162,6 +153,16 @@ class Metrics:
                 yield json.loads(line)
             except ValueError:
                 continue
+
+
+def check_finite(what: str, step: int, **losses: float) -> None:
+    """Stop at the first loss that is NaN or infinite, before it reaches the weights. Raises UserError."""
+    for name, loss in losses.items():
+        if not math.isfinite(loss):
+            raise UserError(
+                f"{what}: {name} is {float(loss)} at step {step}, expected a finite number; the last good checkpoint is kept: "
+                "lower the learning rate or check the data, and run again"
+            )
 
 
 def _plain(value) -> float | int | str | None:

@@ -3,11 +3,14 @@
 Every real rollout of the toolkit goes through `play`: demonstrations, exploration, probes, acceptance tests and the final evaluation.
 """
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from .atomic import disk_full_told
 from .data.dataset import Episode
 from .envs.vector import MetaWorldVectorEnv
 from .policies.observation import Observation
@@ -22,25 +25,29 @@ def play(
     noise: Sequence[float] | None = None,
     seed: int = 0,
     description: str = "rollouts",
+    keep: Path | None = None,
 ) -> list[Episode]:
     """One episode for each (task, seed), in order. `policy` None means the scripted experts.
 
-    `noise` gives each episode's Laplace scale (0: the policy's mean); None plays the mean throughout.
+    `noise` gives each episode's Laplace scale (0: the policy's mean); None plays the mean throughout. Episodes of one task are played side by
+    side. With a folder `keep` every finished batch is kept there, and a call that was cut off goes on after the last one.
     """
-    generator = torch.Generator().manual_seed(seed)
     noise = np.zeros(len(starts)) if noise is None else np.asarray(noise, dtype=np.float64)
-    episodes: list[Episode] = []
-    # episodes of one task side by side: they share meshes, and their lengths are alike
-    order = sorted(range(len(starts)), key=lambda i: starts[i][0])
+    order = sorted(range(len(starts)), key=lambda i: starts[i][0])  # episodes of a task share meshes, and their lengths are alike
     finished: dict[int, Episode] = {}
     with track(description, total=len(starts), unit="episodes") as bar:
         for first in range(0, len(order), env.num_envs):
             batch = order[first : first + env.num_envs]
-            played = _play_batch(env, [starts[i] for i in batch], policy, noise[batch], generator)
+            path = keep / f"{first:06d}.npz" if keep else None
+            played = load_batch(path) if path and path.is_file() else []
+            if [(episode.info["task"], episode.info["start"]) for episode in played] != [tuple(starts[i]) for i in batch]:
+                generator = torch.Generator().manual_seed(seed * 1_000_003 + first)
+                played = _play_batch(env, [starts[i] for i in batch], policy, noise[batch], generator)
+                if path:
+                    save_batch(path, played)
             finished.update(zip(batch, played))
             bar.advance(len(batch), success=float(np.mean([episode.success[-1] for episode in finished.values()])))
-    episodes = [finished[i] for i in range(len(starts))]
-    return episodes
+    return [finished[i] for i in range(len(starts))]
 
 
 def _play_batch(env, starts, policy, noise, generator) -> list[Episode]:
@@ -98,3 +105,33 @@ def _choose(policy, observation: Observation, noise: np.ndarray, generator) -> n
 
 def environment_steps(episodes: Sequence[Episode]) -> int:
     return sum(episode.info["environment_steps"] for episode in episodes)
+
+
+def save_batch(path: Path, episodes: Sequence[Episode]) -> None:
+    """Finished episodes of an unfinished collection, written beside and renamed."""
+    arrays = {}
+    for number, episode in enumerate(episodes):
+        arrays |= {f"{number}.states": episode.states, f"{number}.actions": episode.actions, f"{number}.success": episode.success}
+        arrays |= {f"{number}.frames.{camera}": frames for camera, frames in episode.frames.items()}
+    facts = [{"instruction": episode.instruction, "info": episode.info, "cameras": list(episode.frames)} for episode in episodes]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    with disk_full_told(path), partial.open("wb") as file:
+        np.savez(file, facts=np.array(json.dumps(facts)), **arrays)
+    partial.replace(path)
+
+
+def load_batch(path: Path) -> list[Episode]:
+    """What `save_batch` wrote; no pickle is opened."""
+    with np.load(path, allow_pickle=False) as arrays:
+        return [
+            Episode(
+                frames={camera: arrays[f"{number}.frames.{camera}"] for camera in fact["cameras"]},
+                states=arrays[f"{number}.states"],
+                actions=arrays[f"{number}.actions"],
+                success=arrays[f"{number}.success"],
+                instruction=fact["instruction"],
+                info=fact["info"],
+            )
+            for number, fact in enumerate(json.loads(str(arrays["facts"])))
+        ]

@@ -43,9 +43,7 @@ def save_dataset(run: Run, folder: Path, episodes: list[Episode], provenance: di
             "names": list(ACTION_NAMES),
             "meaning": "dx, dy, dz move the target of the hand's position controller, each held for action_repeat environment steps; grip +1 closes",
             "range": [-1, 1],
-            "unit": [
-                [metre if column == row and row < 3 else 0.0 for column in range(len(ACTION_NAMES))] for row in range(len(STATE_NAMES))
-            ],
+            "unit": [[metre if column == row and row < 3 else 0.0 for column in range(len(ACTION_NAMES))] for row in range(len(STATE_NAMES))],
             "unit_meaning": "state x action: metres by which a control step with action 1 moves the controller's target",
         },
         "state": {"names": list(STATE_NAMES), "units": ["m", "m", "m", "0 closed .. 1 open"]},
@@ -89,9 +87,7 @@ def sft(run: Run) -> None:
         torch.manual_seed(run.recipe.seed)
         policy = CompactPolicy(run.recipe.policy)
         demonstrations = run.episodes("demonstrations")
-        fine_tune(
-            policy, demonstrations, run.recipe.sft, seed=run.recipe.seed, checkpoint=run.checkpoint("sft"), metrics=run.metrics("sft")
-        )
+        fine_tune(policy, demonstrations, run.recipe.sft, seed=run.recipe.seed, checkpoint=run.checkpoint("sft"), metrics=run.metrics("sft"))
         save_model(folder, "policy", policy, provenance, cards.policy("fine-tuned on demonstrations", demonstrations, policy))
 
     run.artifact("sft", settings(run, "policy", "sft"), needs("demonstrations"), make)
@@ -101,10 +97,8 @@ def explore(run: Run) -> None:
     def make(folder, provenance):
         recipe = run.recipe
         policy = load_model(run.path("sft"), "policy", "run `worldenv sft` first")
-        episodes = explore_with(run.env(), policy, recipe.explore, recipe.calibrate.calibration_share, recipe.seed)
-        save_dataset(
-            run, folder, episodes, provenance, "rollouts of the fine-tuned policy with exploration noise", environment_steps(episodes)
-        )
+        episodes = explore_with(run.env(), policy, recipe.explore, recipe.calibrate.calibration_share, recipe.seed, run.kept("exploration"))
+        save_dataset(run, folder, episodes, provenance, "rollouts of the fine-tuned policy with exploration noise", environment_steps(episodes))
 
     chosen = settings(run, "env", "explore") | {"calibration_share": run.recipe.calibrate.calibration_share}
     run.artifact("exploration", chosen, needs("sft"), make)

@@ -9,7 +9,7 @@ from torch import nn
 
 from .artifacts import Checkpoint, load_optimizer, optimizer_tensors
 from .config import Config
-from .progress import Metrics, track
+from .progress import Metrics, check_finite, track
 
 
 class TrainingConfig(Config):
@@ -44,16 +44,14 @@ def train(
     average = [p.detach().clone() for p in parameters]
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.95))
     first = _resume(parameters, average, optimizer, checkpoint)
-    with track(description, total=config.steps, unit="steps") as bar:
-        bar.advance(first)
+    with track(description, total=config.steps, unit="steps", done=first) as bar:
         for step in range(first, config.steps):
             rng = np.random.default_rng([seed, step])
             torch.manual_seed(int(rng.integers(2**62)))
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * _schedule(step / config.steps, config.warmup)
             value, figures = loss(step, rng)
-            if metrics:
-                metrics.check_finite(step, loss=value.item())
+            check_finite(description, step, loss=value.item())
             optimizer.zero_grad(set_to_none=True)
             value.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)

@@ -42,7 +42,7 @@ class WorldEnv(gymnasium.vector.VectorEnv):
             {
                 "images": gymnasium.spaces.Dict({made.camera: gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)}),
                 "state": gymnasium.spaces.Box(-np.inf, np.inf, (state_size,), np.float32),
-                "instruction": gymnasium.spaces.Text(512, charset=frozenset(map(chr, range(32, 0x250)))),
+                "instruction": gymnasium.spaces.Text(512, min_length=0, charset=frozenset(map(chr, range(32, 0x250)))),
             }
         )
         self.single_action_space = gymnasium.spaces.Box(-1, 1, (made.chunk, action_size), np.float32)

@@ -1,6 +1,7 @@
 """Exploration: the stochastic policy in the real environment, failures kept, its cost counted; and which episodes may be used for what."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from pydantic import Field
 
@@ -13,21 +14,17 @@ from .dataset import Episode
 
 class ExploreConfig(Config):
     episodes: int = Field(60, ge=1, description="of each task")
-    held_out: int = Field(
-        20, ge=0, description="further episodes of each task, on which simulator and reflector are measured and tasks gated"
-    )
-    noise: tuple[float, ...] = Field(
-        (0.0, 0.08, 0.15, 0.08), description="Laplace scales, in turn; much more ruins success and with it the data"
-    )
+    held_out: int = Field(20, ge=0, description="further episodes of each task, on which simulator and reflector are measured and tasks gated")
+    noise: tuple[float, ...] = Field((0.0, 0.08, 0.15, 0.08), description="Laplace scales, in turn; much more ruins success and with it the data")
 
 
-def explore(env: MetaWorldVectorEnv, policy, config: ExploreConfig, calibration_share: float, seed: int) -> list[Episode]:
+def explore(env: MetaWorldVectorEnv, policy, config: ExploreConfig, calibration_share: float, seed: int, keep: Path | None = None) -> list[Episode]:
     """Rollouts with info["split"] "train", "calibration" or "held-out"; the noise levels are mixed alike in all three."""
     tasks = list(env.config.tasks)
     count = config.episodes + config.held_out
     chosen = starts("exploration", tasks, count, run_seed=seed)
     levels = [config.noise[(index // len(tasks)) % len(config.noise)] for index in range(len(chosen))]
-    episodes = play(env, chosen, policy, noise=levels, seed=seed, description="exploration")
+    episodes = play(env, chosen, policy, noise=levels, seed=seed, description="exploration", keep=keep)
     split(episodes, len(tasks), config.episodes, calibration_share)
     return episodes
 

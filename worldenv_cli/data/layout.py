@@ -44,9 +44,7 @@ def make_features(where: str, episode: Episode, state_names: list[str], action_n
     features = {}
     for camera, frames in episode.frames.items():
         if "/" in camera or frames.ndim != 4 or frames.shape[3] != 3:
-            raise UserError(
-                f"{where}, camera {camera!r}: pictures {frames.shape}, expected (T+1, H, W, 3) and no / in the name; mend the source"
-            )
+            raise UserError(f"{where}, camera {camera!r}: pictures {frames.shape}, expected (T+1, H, W, 3) and no / in the name; mend the source")
         features[CAMERA + camera] = {"dtype": "image", "shape": list(frames.shape[1:]), "names": ["height", "width", "channel"]}
     features["observation.state"] = {"dtype": "float32", "shape": [len(state_names)], "names": state_names}
     features["action"] = {"dtype": "float32", "shape": [len(action_names)], "names": action_names}
@@ -67,9 +65,7 @@ def check_episode(where: str, episode: Episode, features: dict[str, dict]) -> No
     for name, values in found.items():
         shape = (steps + (name != "action"), *(features[name]["shape"] if name in features else ()))
         if values.shape != shape:
-            raise UserError(
-                f"{where}, {name}: shape {values.shape}, expected {shape} ({steps} actions; names and sizes are those of episode 0)"
-            )
+            raise UserError(f"{where}, {name}: shape {values.shape}, expected {shape} ({steps} actions; names and sizes are those of episode 0)")
         if name in cameras and values.dtype != np.uint8:
             raise UserError(f"{where}, {name}: pictures of {values.dtype}, expected uint8 in 0..255; convert them")
     check_finite(where, "observation.state", episode.states)
@@ -86,6 +82,4 @@ def check_finite(where: str, name: str, values: np.ndarray) -> None:
     wrong = np.argwhere(~np.isfinite(values))
     if len(wrong):
         row, number = wrong[0]
-        raise UserError(
-            f"{where}, {name}: {values[row, number]} in row {row}, number {number}, expected finite numbers; mend or drop the episode"
-        )
+        raise UserError(f"{where}, {name}: {values[row, number]} in row {row}, number {number}, expected finite numbers; mend or drop the episode")

@@ -56,9 +56,7 @@ def _read_info(folder: Path) -> dict:
     info = _read_json(path, "every whole dataset has one; check the path, or write the dataset again if that was cut off")
     version = info.get("codebase_version")
     if version != CODEBASE_VERSION:
-        raise UserError(
-            f"{path}: codebase_version is {version!r}, expected {CODEBASE_VERSION!r}; convert the dataset with LeRobot's converter"
-        )
+        raise UserError(f"{path}: codebase_version is {version!r}, expected {CODEBASE_VERSION!r}; convert the dataset with LeRobot's converter")
     missing = {"features", "data_path", "total_episodes"} - set(info)
     if missing:
         raise UserError(f"{path}: no {sorted(missing)}, expected what LeRobot writes; {AGAIN}")
@@ -113,9 +111,7 @@ def _data_file(folder: Path, template: str, chunk: int, file: int) -> Path:
     name = re.sub(r"\{(chunk_index|file_index):0(\d)d\}", lambda match: str(numbers[match[1]]).zfill(int(match[2])), template)
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or re.search(r"[{}\\:]", name):
-        raise UserError(
-            f"{folder / INFO}: data_path is {template!r}, expected a path inside the dataset like {DATA!r}; do not trust this dataset"
-        )
+        raise UserError(f"{folder / INFO}: data_path is {template!r}, expected a path inside the dataset like {DATA!r}; do not trust this dataset")
     return folder / path
 
 
@@ -163,9 +159,7 @@ def _read_numbers(where: str, column: pa.ChunkedArray, name: str, shape: list[in
 def _read_frames(where: str, column: pa.ChunkedArray, feature: dict) -> np.ndarray:
     """(rows, H, W, 3) uint8."""
     if not pa.types.is_struct(column.type) or len(feature["shape"]) != 3:
-        raise UserError(
-            f"{where}: a column of {column.type}, expected pictures as bytes and path; write the dataset again with dtype image"
-        )
+        raise UserError(f"{where}: a column of {column.type}, expected pictures as bytes and path; write the dataset again with dtype image")
     shape = feature["shape"]
     height, width = shape[:2] if shape[2] == 3 else shape[1:]  # some datasets put the channel first
     frames = np.empty((len(column), height, width, 3), dtype=np.uint8)

@@ -52,9 +52,7 @@ def write_dataset(
     """
     folder = Path(folder)
     if (folder / INFO).exists() or (folder / "data").exists():
-        raise UserError(
-            f"{folder}: holds a dataset or part of one, expected none, since datasets are not changed; delete it or write elsewhere"
-        )
+        raise UserError(f"{folder}: holds a dataset or part of one, expected none, since datasets are not changed; delete it or write elsewhere")
     if not isinstance(fps, int) or fps < 1:
         raise UserError(f"{folder}: fps is {fps!r}, expected a whole number of actions a second, one at least; change the control rate")
     features, tasks, rows, columns, colours = {}, {}, [], {}, {}

@@ -51,17 +51,15 @@ class MetaWorldTask:
     """One task, one MuJoCo instance, no vectors: what a worker process holds a few of."""
 
     def __init__(self, name: str, config: MetaWorldConfig):
-        import metaworld
         import mujoco
         from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 
         if name not in ALL_V3_ENVIRONMENTS:
             import difflib
+            from importlib.metadata import version
 
             near = difflib.get_close_matches(name, ALL_V3_ENVIRONMENTS, n=1)
-            raise UserError(
-                f"env.tasks: Meta-World {metaworld.__version__} has no task {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
-            )
+            raise UserError(f"env.tasks: Meta-World {version('metaworld')} has no task {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
         self.config = config
         self.name = name
         self.env = ALL_V3_ENVIRONMENTS[name]()

@@ -14,6 +14,9 @@ PURPOSES = {
 
 
 def starts(purpose: str, tasks: Iterable[str], count: int, *, offset: int = 0, run_seed: int = 0) -> list[tuple[str, int]]:
-    """[(task, seed)]: `count` starts of every task, tasks alternating. `run_seed` moves all but the evaluation's, which every run shares."""
-    base = PURPOSES[purpose] + offset + (0 if purpose in ("evaluation", "development") else 10_000 * run_seed)
+    """[(task, seed)]: `count` starts of every task, tasks alternating. `run_seed` moves all but the evaluation's, which every run shares.
+
+    There is room for 100 training seeds in a range; the next ones begin again, so that no seed leads into the range of another purpose.
+    """
+    base = PURPOSES[purpose] + offset + (0 if purpose in ("evaluation", "development") else 10_000 * (run_seed % 100))
     return [(task, base + index) for index in range(count) for task in tasks]

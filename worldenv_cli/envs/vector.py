@@ -27,7 +27,7 @@ def chunk_spaces(config: MetaWorldConfig) -> tuple[gymnasium.spaces.Dict, gymnas
         {
             "images": gymnasium.spaces.Dict({config.camera.name: gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)}),
             "state": gymnasium.spaces.Box(-np.inf, np.inf, (len(STATE_NAMES),), np.float32),
-            "instruction": gymnasium.spaces.Text(512, charset=frozenset(map(chr, range(32, 0x250)))),
+            "instruction": gymnasium.spaces.Text(512, min_length=0, charset=frozenset(map(chr, range(32, 0x250)))),
         }
     )
     return observation, gymnasium.spaces.Box(-1, 1, (config.chunk, len(ACTION_NAMES)), np.float32)
@@ -60,10 +60,11 @@ class MetaWorldVectorEnv(gymnasium.vector.VectorEnv):
         self._alive = np.zeros(self.num_envs, bool)
 
     def reset(self, *, seed: int | None = None, options: dict | None = None):
+        super().reset(seed=seed)
         starts = (options or {}).get("starts")
         if starts is None:
-            names = list(self.config.tasks)
-            starts = [(names[row % len(names)], (seed or 0) + row) for row in range(self.num_envs)]
+            names, seeds = list(self.config.tasks), self.np_random.integers(2**31, size=self.num_envs)
+            starts = [(names[row % len(names)], int(seeds[row])) for row in range(self.num_envs)]
         if len(starts) > self.num_envs:
             raise ValueError(f"{len(starts)} starts for {self.num_envs} rows")
         self._alive = np.arange(self.num_envs) < len(starts)
@@ -121,7 +122,11 @@ class MetaWorldVectorEnv(gymnasium.vector.VectorEnv):
         for worker, share in zip(self.workers, shares):
             if share:
                 worker.send(verb, list(share) if verb == "step_expert" else share, *arguments)
-        return {row: value for worker, share in zip(self.workers, shares) if share for row, value in worker.receive().items()}
+        answers = [worker.receive() for worker, share in zip(self.workers, shares) if share]  # all of them, before any is judged
+        for ok, result in answers:
+            if not ok:
+                raise UserError(result) if ok is False else RuntimeError(f"in a Meta-World worker:\n{result}")
+        return {row: value for _, result in answers for row, value in result.items()}
 
     def close_extras(self, **kwargs):
         for worker in self.workers:
@@ -136,7 +141,6 @@ class _Worker:
         self.folder = tempfile.TemporaryDirectory(prefix="worldenv-")
         key = secrets.token_bytes(16)
         listener = Listener(str(Path(self.folder.name) / "worker"), family="AF_UNIX", authkey=key)
-        listener._listener._socket.settimeout(120)
         environment = {
             **os.environ,
             "MUJOCO_GL": choose_backend(config.renderer, python),
@@ -145,31 +149,42 @@ class _Worker:
             "LP_NUM_THREADS": "1",  # the software renderer's own threads only get in each other's way
             "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]),
         }
-        self.process = subprocess.Popen(
-            [python, "-m", "worldenv_cli.envs.worker", listener.address], env=environment, stdin=subprocess.DEVNULL
-        )
+        self.process = subprocess.Popen([python, "-m", "worldenv_cli.envs.worker", listener.address], env=environment, stdin=subprocess.DEVNULL)
         try:
-            self.connection = listener.accept()
+            self.connection = self._accept(listener)
         except OSError as error:
             self.process.kill()
-            raise UserError(
-                f"env.python: a worker under {python} did not start ({error}); does it import worldenv_cli and metaworld?"
-            ) from error
+            raise UserError(f"env.python: a worker under {python} did not start ({error}); does it import worldenv_cli and metaworld?") from error
         finally:
             listener.close()
         self.connection.send(config.model_dump_json())
 
-    def send(self, verb: str, *arguments) -> None:
-        self.connection.send((verb, arguments))
+    def _accept(self, listener: Listener):
+        """The worker's connection; OSError as soon as none can come any more."""
+        listener._listener._socket.settimeout(1)
+        for _ in range(120):
+            try:
+                return listener.accept()
+            except TimeoutError:
+                if self.process.poll() is not None:
+                    raise OSError(f"exit code {self.process.returncode}") from None
+        raise OSError("no answer for two minutes")
 
-    def receive(self):
+    def send(self, verb: str, *arguments) -> None:
         try:
-            ok, result = self.connection.recv()
-        except EOFError as error:
-            raise RuntimeError(f"a Meta-World worker died (exit code {self.process.wait()})") from error
-        if ok:
-            return result
-        raise UserError(result) if ok is False else RuntimeError(f"in a Meta-World worker:\n{result}")
+            self.connection.send((verb, arguments))
+        except OSError as error:
+            raise self._died() from error
+
+    def receive(self) -> tuple:
+        """(True, the answer), (False, what the user should know) or (None, a traceback)."""
+        try:
+            return self.connection.recv()
+        except (EOFError, OSError) as error:
+            raise self._died() from error
+
+    def _died(self) -> RuntimeError:
+        return RuntimeError(f"a Meta-World worker died (exit code {self.process.wait()})")
 
     def close(self) -> None:
         self.connection.close()

@@ -79,11 +79,13 @@ def _play_arm(run: Run, name: str, policy: str) -> None:
     recipe = run.recipe
     to_the_end = name in ("SFT", "post-trained")
     reflector = models_of(recipe.post_train.rounds)[1]
+    slug = policy.replace("/", "-")
 
     def make(folder, provenance):
         chosen = starts("evaluation", recipe.env.tasks, recipe.eval.starts, offset=recipe.eval.offset)
         env = run.env(until_horizon=to_the_end, every_frame=to_the_end)
-        episodes = play(env, chosen, load_model(run.path(policy), "policy"), description=f"evaluation: {name}")
+        keep = run.kept(f"eval/{slug}")
+        episodes = play(env, chosen, load_model(run.path(policy), "policy"), description=f"evaluation: {name}", keep=keep)
         result = {"tasks": [episode.info["task"] for episode in episodes], "outcomes": outcomes(episodes).tolist()}
         if to_the_end:
             judge = load_model(run.path(reflector), "reflector")
@@ -92,7 +94,6 @@ def _play_arm(run: Run, name: str, policy: str) -> None:
         write_json(folder / "outcomes.json", result)
         write_json(folder / "provenance.json", provenance)
 
-    slug = policy.replace("/", "-")
     run.artifact(f"eval/{slug}", settings(run, "env", "eval"), needs(policy, *([reflector] if to_the_end else [])), make)
 
 
@@ -199,9 +200,7 @@ def _round(run: Run, result: dict, accepted: dict | None) -> dict:
     row = {"round": number, "updates": result["updates"], "stopped_because": result["stopped_because"], "probe": shown}
     if accepted and accepted["counts"]:
         row["acceptance"] = {
-            task: {
-                label: [accepted["counts"][label][task]["successes"], accepted["counts"][label][task]["n"]] for label in ("start", "tuned")
-            }
+            task: {label: [accepted["counts"][label][task]["successes"], accepted["counts"][label][task]["n"]] for label in ("start", "tuned")}
             | {"used": "tuned" if task in accepted["accepted"] else "start"}
             for task in run.recipe.env.tasks
         }

@@ -16,9 +16,7 @@ class Observation:
     def rows(self, index) -> "Observation":
         """The rows that `index` (a mask or numbers) picks."""
         numbers = np.arange(len(self.state))[index]
-        return Observation(
-            {name: image[numbers] for name, image in self.images.items()}, self.state[numbers], [self.instruction[i] for i in numbers]
-        )
+        return Observation({name: image[numbers] for name, image in self.images.items()}, self.state[numbers], [self.instruction[i] for i in numbers])
 
     @classmethod
     def from_vector_env(cls, observation: dict) -> "Observation":

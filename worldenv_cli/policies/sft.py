@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..data.dataset import Episode
+from ..progress import check_finite
 from ..training import TrainingConfig, train
 from .compact import CompactPolicy
 
@@ -92,8 +93,7 @@ def fit_scale(policy: CompactPolicy, samples: ChunkSamples, config: SFTConfig, r
         log_scale = policy.log_scale(features)
         mask = torch.from_numpy(samples.mask[index])[..., None]
         loss = ((torch.log(torch.tensor(2.0)) + log_scale + error / log_scale.exp()) * mask).sum() / (mask.sum() * error.shape[-1])
-        if metrics:
-            metrics.check_finite(config.steps + step, scale_nll=loss.item())
+        check_finite("scale head", step, negative_log_likelihood=loss.item())
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

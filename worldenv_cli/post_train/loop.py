@@ -1,16 +1,18 @@
 """One round's updates: imagine groups, score them against each other, move the policy a little, stop before the models can be exploited."""
 
+import time
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from pydantic import Field
 
+from ..artifacts import Checkpoint, load_optimizer, optimizer_tensors, under
 from ..config import Config
 from ..policies.lora import AdaptedPolicy
 from ..policies.observation import Observation
 from ..policies.sft import ChunkSamples, SFTConfig, l1_loss
-from ..progress import Metrics, track
+from ..progress import Metrics, check_finite, track
 from ..simulator.simulator import History
 from ..world_env import WorldEnv
 from .objective import clipped_objective, leave_one_out
@@ -30,9 +32,8 @@ class UpdatesConfig(Config):
     anchor: float = Field(0.1, ge=0, description="weight of the SFT loss on real successes")
     hold: float = Field(1.0, ge=0, description="weight of KL(start || tuned) on real frames of closed tasks")
     gain_cap: float = Field(0.12, gt=0, description="a task's imagined success may rise by this much in a round, then its groups stop")
-    kl_budget: float = Field(
-        4.0, gt=0, description="mean KL(start || tuned) of a chunk on imagined frames, nats; a round ends when it is spent"
-    )
+    kl_budget: float = Field(4.0, gt=0, description="mean KL(start || tuned) of a chunk on imagined frames, nats; a round ends when it is spent")
+    checkpoint_every: int = Field(5, ge=1, description="updates")
     smoothing: int = Field(4, ge=1, description="updates over which imagined success is averaged for the cap")
     advantage_scale: float = Field(1.0, ge=0, description="0 makes the control arm: everything but the reward")
 
@@ -62,6 +63,7 @@ def run_updates(
     *,
     seed: int,
     metrics: Metrics | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> dict:
     """Post-train `policy` in place. `closed` holds real observations of the tasks that stay as they are; `baseline` the starting policy's imagined
     success by task, from first frames, against which the cap counts.
@@ -73,8 +75,11 @@ def run_updates(
     capped: list[str] = []
     recent: dict[str, list[float]] = {task: [] for task in open_tasks}
     history, because = [], "all updates done"
-    with track("post-training", total=config.updates, unit="updates") as bar:
-        for update in range(config.updates):
+    first, kept = resume(policy, optimizer, checkpoint)
+    if kept:
+        capped, recent, history = kept["capped"], kept["recent"], kept["history"]
+    with track("post-training", total=config.updates, unit="updates", done=first) as bar:
+        for update in range(first, config.updates):
             rng = np.random.default_rng([seed, update])
             generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
             torch.manual_seed(int(rng.integers(2**62)))  # the simulator's own noise
@@ -88,19 +93,40 @@ def run_updates(
                 if len(values) == config.smoothing and np.mean(values) > baseline[task] + config.gain_cap:
                     capped.append(task)
             history.append({"update": update, **figures})
+            check_finite("post-training", update, loss=figures["loss"])
             if metrics:
-                metrics.check_finite(update, loss=figures["loss"])
                 metrics.log(update, **figures)
             bar.advance(imagined=figures["imagined_success"], kl=kl)
             if kl > config.kl_budget:
                 because = f"the KL budget of {config.kl_budget} is spent"
                 break
+            if checkpoint and (update + 1) % config.checkpoint_every == 0:
+                save(policy, optimizer, checkpoint, update + 1, {"capped": capped, "recent": recent, "history": history})
     return {"updates": len(history), "stopped_because": because, "capped": capped, "history": history}
 
 
-def _one_update(policy, env, pool, active, closed, successes, optimizer, config, sft, rng, generator, recent) -> tuple[dict, float]:
-    import time
+def save(policy: AdaptedPolicy, optimizer, checkpoint: Checkpoint, update: int, state: dict) -> None:
+    """What moved so far, the optimizer's state and the round's bookkeeping."""
+    tensors, optimizer_state = optimizer_tensors(optimizer)
+    moving = {f"weights.{name}": p.detach() for name, p in policy.named_parameters() if p.requires_grad}
+    checkpoint.save(update, moving | {f"optimizer.{name}": t for name, t in tensors.items()}, state | {"optimizer": optimizer_state})
 
+
+def resume(policy: AdaptedPolicy, optimizer, checkpoint: Checkpoint | None) -> tuple[int, dict | None]:
+    """(updates that were done, the bookkeeping after them), with weights and optimizer as they were then."""
+    found = checkpoint.latest() if checkpoint else None
+    if found is None:
+        return 0, None
+    update, tensors, state = found
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            if parameter.requires_grad:
+                parameter.copy_(tensors[f"weights.{name}"])
+    load_optimizer(optimizer, under("optimizer.", tensors), state["optimizer"])
+    return update, state
+
+
+def _one_update(policy, env, pool, active, closed, successes, optimizer, config, sft, rng, generator, recent) -> tuple[dict, float]:
     began = time.monotonic()
     tasks = [active[i % len(active)] for i in range(config.starts)]
     blocks = [i // len(active) for i in range(config.starts)]  # one group of every task each; a block starts in the middle or at the beginning

@@ -15,9 +15,7 @@ def leave_one_out(reward: np.ndarray, group: np.ndarray) -> np.ndarray:
     return np.where(count > 1, reward - (total - reward) / np.maximum(count - 1, 1), 0).astype(np.float32)
 
 
-def clipped_objective(
-    log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, played: Tensor, clip: float
-) -> tuple[Tensor, dict[str, float]]:
+def clipped_objective(log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, played: Tensor, clip: float) -> tuple[Tensor, dict[str, float]]:
     """PPO loss over control steps: log_prob and old_log_prob (N, T), advantage (N,) broadcast over its episode's steps, played (N, T) bool.
 
     Returns the loss (to be minimised) and {"clip_fraction", "ratio_max"}.

@@ -26,9 +26,7 @@ class Rollouts:
     control_steps: int
 
 
-def imagine(
-    env: WorldEnv, policy, histories: list[History], group_size: int, generator: torch.Generator | None, explore: bool = True
-) -> Rollouts:
+def imagine(env: WorldEnv, policy, histories: list[History], group_size: int, generator: torch.Generator | None, explore: bool = True) -> Rollouts:
     """Play `group_size` episodes from each history to their ends. At most env.num_envs rows move at a time, groups kept together."""
     per_batch = max(env.num_envs // group_size, 1)
     parts = [

@@ -24,9 +24,7 @@ class PostTrainConfig(Config):
     probe: int = Field(20, ge=0, description="real episodes of each task after a round, counted; 0: fully offline, the paper's setting")
     probe_noise: tuple[float, ...] = (0.0, 0.08)
     resets: int = Field(60, ge=0, description="extra first frames of each task: a reset each, no environment step")
-    validation: int = Field(
-        25, ge=0, description="real starts of each task on which the tuned policy must not be worse; 0: it is used everywhere"
-    )
+    validation: int = Field(25, ge=0, description="real starts of each task on which the tuned policy must not be worse; 0: it is used everywhere")
     lora: LoraSettings = LoraSettings()
     gate: GateConfig = GateConfig()
     updates: UpdatesConfig = UpdatesConfig()
@@ -35,9 +33,7 @@ class PostTrainConfig(Config):
         proprioception=TrainingConfig(steps=100, batch=64, learning_rate=1e-3, weight_decay=0.0),
         video=TrainingConfig(steps=150, batch=24, learning_rate=7e-4, weight_decay=0.01, average=0.99),
     )
-    refresh_reflector: CalibrateConfig = CalibrateConfig(
-        training=TrainingConfig(steps=150, batch=12, learning_rate=5e-4, weight_decay=0.05)
-    )
+    refresh_reflector: CalibrateConfig = CalibrateConfig(training=TrainingConfig(steps=150, batch=12, learning_rate=5e-4, weight_decay=0.05))
     control: bool = Field(True, description="also run the last round with its advantages set to zero")
 
 
@@ -46,9 +42,7 @@ def successes(episodes: Sequence[Episode]) -> list[Episode]:
     return [episode for episode in episodes if episode.success[-1]]
 
 
-def imagined_success(
-    policy, env: WorldEnv, pool: StartPool, tasks: Sequence[str], count: int, seed: int, *, explore: bool
-) -> dict[str, float]:
+def imagined_success(policy, env: WorldEnv, pool: StartPool, tasks: Sequence[str], count: int, seed: int, *, explore: bool) -> dict[str, float]:
     """{task: mean reward} of single imagined episodes from first frames: what the calibrated models make of a policy."""
     import torch
 

@@ -71,9 +71,7 @@ def _clone_on_successes(run: Run, name: str, start: str, datasets: list[str]) ->
         fine_tune(policy, kept, run.recipe.post_train.filter, seed=run.recipe.seed + 1, **part)
         save_model(folder, "policy", policy, provenance, cards.policy("fine-tuned on demonstrations and successful rollouts", kept, policy))
 
-    run.artifact(
-        name, {"filter": settings(run, "post_train")["post_train"]["filter"], "seed": run.recipe.seed}, needs(start, *datasets), make
-    )
+    run.artifact(name, {"filter": settings(run, "post_train")["post_train"]["filter"], "seed": run.recipe.seed}, needs(start, *datasets), make)
 
 
 def _start(run: Run, number: int) -> None:
@@ -112,9 +110,7 @@ def _refresh(run: Run, number: int) -> None:
 
     seeded = {"seed": run.recipe.seed}
     run.artifact(simulator_name, {"refresh": chosen["refresh_simulator"]} | seeded, needs(before[0], "sft", *datasets), make_simulator)
-    run.artifact(
-        reflector_name, {"refresh": chosen["refresh_reflector"]} | seeded, needs(before[1], simulator_name, *datasets), make_reflector_
-    )
+    run.artifact(reflector_name, {"refresh": chosen["refresh_reflector"]} | seeded, needs(before[1], simulator_name, *datasets), make_reflector_)
 
 
 def _tuned(run: Run, number: int, kind: str, updates) -> None:
@@ -131,10 +127,7 @@ def _tuned(run: Run, number: int, kind: str, updates) -> None:
         real, imagined = score_both(simulator, reflector, held_out)
         table = gate(real, imagined, reflector.threshold.item(), list(recipe.env.tasks), config.gate)
         open_tasks = [row["task"] for row in table if row["open"]]
-        say(
-            f"open tasks: {', '.join(open_tasks) or 'none'}"
-            + "".join(f"; {r['task']} closed, {r['reason']}" for r in table if not r["open"])
-        )
+        say(f"open tasks: {', '.join(open_tasks) or 'none'}" + "".join(f"; {r['task']} closed, {r['reason']}" for r in table if not r["open"]))
         frames = reset_frames(run.env(), starts("frames", recipe.env.tasks, config.resets, offset=1000 * number, run_seed=recipe.seed))
         pool = start_pool(usable, frames, simulator.config.camera, simulator.config.chunk, recipe.seed)
         env = WorldEnv(simulator, reflector, recipe.world_env, [history for found in pool.first.values() for history in found])
@@ -155,6 +148,7 @@ def _tuned(run: Run, number: int, kind: str, updates) -> None:
                 config.filter,
                 seed=recipe.seed + 100 * number,
                 metrics=run.metrics(name),
+                checkpoint=run.checkpoint(name),
             )
         write_json(folder / "round.json", {"round": number, "gate": table, "baseline": baseline, **result})
         save_model(
@@ -166,9 +160,7 @@ def _tuned(run: Run, number: int, kind: str, updates) -> None:
         )
 
     chosen = settings(run, "post_train", "world_env")
-    relevant = {key: chosen["post_train"][key] for key in ("resets", "lora", "gate", "filter")} | {
-        "updates": updates.model_dump(mode="json")
-    }
+    relevant = {key: chosen["post_train"][key] for key in ("resets", "lora", "gate", "filter")} | {"updates": updates.model_dump(mode="json")}
     relevant |= {"world_env": chosen["world_env"], "seed": recipe.seed, "env": settings(run, "env")["env"]}
     run.artifact(name, relevant, needs(f"rounds/{number}/start", simulator_name, reflector_name, *datasets), make)
 
@@ -181,9 +173,7 @@ def _probe(run: Run, number: int) -> None:
         tasks = list(recipe.env.tasks)
         chosen = starts("probe", tasks, config.probe, offset=1000 * number, run_seed=recipe.seed)
         noise = [config.probe_noise[(i // len(tasks)) % len(config.probe_noise)] for i in range(len(chosen))]
-        episodes = play(
-            run.env(), chosen, load_model(run.path(tuned), "policy"), noise=noise, seed=recipe.seed, description=f"probe {number}"
-        )
+        episodes = play(run.env(), chosen, load_model(run.path(tuned), "policy"), noise=noise, seed=recipe.seed, description=f"probe {number}")
         for index, episode in enumerate(episodes):
             episode.info["split"] = PROBE_SPLITS[(index // len(tasks)) % len(PROBE_SPLITS)]
         save_dataset(run, folder, episodes, provenance, f"probe of the policy of round {number}", environment_steps(episodes))
@@ -199,7 +189,10 @@ def _accepted(run: Run, name: str, kind: str) -> None:
     def play_both(folder, provenance):
         chosen = starts("validation", recipe.env.tasks, config.validation, run_seed=recipe.seed)
         env = run.env(every_frame=True)
-        both = [play(env, chosen, load_model(run.path(n), "policy"), description=f"acceptance: {n}") for n in (start_name, tuned_name)]
+        both = [
+            play(env, chosen, load_model(run.path(n), "policy"), description=f"acceptance: {n}", keep=run.kept("acceptance") / n)
+            for n in (start_name, tuned_name)
+        ]
         for label, episodes in zip(("start", "tuned"), both):
             for episode in episodes:
                 episode.info |= {"split": "train", "policy": label}

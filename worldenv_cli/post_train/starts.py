@@ -43,7 +43,5 @@ def reset_frames(env, starts: Sequence[tuple[str, int]]) -> list[tuple[str, Hist
         observation, _ = env.reset(options={"starts": batch})
         for row, (task, _) in enumerate(batch):
             frame, state = observation["images"][env.config.camera.name][row, None], observation["state"][row, None]
-            found.append(
-                (task, History(frame, state, np.zeros((0, env.single_action_space.shape[-1]), np.float32), observation["instruction"][row]))
-            )
+            found.append((task, History(frame, state, np.zeros((0, env.single_action_space.shape[-1]), np.float32), observation["instruction"][row])))
     return found

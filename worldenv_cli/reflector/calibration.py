@@ -17,9 +17,7 @@ from ..evaluation.statistics import auc, expected_calibration_error
 
 class CalibrationConfig(Config):
     false_termination: float = Field(0.05, gt=0, lt=1, description="share of failed episodes that may be stopped as successes")
-    threshold_min: float = Field(
-        0.3, ge=0, le=1, description="never stop below this probability, however clean the calibration episodes are"
-    )
+    threshold_min: float = Field(0.3, ge=0, le=1, description="never stop below this probability, however clean the calibration episodes are")
 
 
 @dataclass

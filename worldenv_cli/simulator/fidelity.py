@@ -43,9 +43,7 @@ def fidelity(simulator: Simulator, episodes: Sequence[Episode], policy, seed: in
             if kind == "simulator":
                 result["n_by_chunk"].append(len(long))
     drift = [np.abs(s - e.states)[1:, :3].mean(1) for (_, s), e in zip(replays, episodes)]
-    result["hand_error_mm"] = [
-        float(1000 * np.mean([d[(n - 1) * chunk : n * chunk].mean() for d in drift if len(d) >= n * chunk])) for n in horizon
-    ]
+    result["hand_error_mm"] = [float(1000 * np.mean([d[(n - 1) * chunk : n * chunk].mean() for d in drift if len(d) >= n * chunk])) for n in horizon]
     return result
 
 

@@ -44,9 +44,7 @@ class SimulatorState:
     """What B imagined episodes remember. Frames are uint8, as a camera would give them, and packed (see `unet`)."""
 
     first: Tensor  # (B, P, h, w) uint8, the episode's first frame
-    recent: (
-        Tensor  # (B, R, P, h, w) uint8, oldest first: as many as the longest memory needs, the first frame standing in for those before it
-    )
+    recent: Tensor  # (B, R, P, h, w) uint8, oldest first: as many as the longest memory needs, the first frame standing in for those before it
     state: Tensor  # (B, S) float32
     memory: Tensor  # (B, hidden + S) of the proprioception model
     scene: Tensor  # (B, 32) what it saw in the first frame

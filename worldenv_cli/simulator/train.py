@@ -17,12 +17,8 @@ from .simulator import Simulator
 class SimulateConfig(Config):
     proprioception: TrainingConfig = TrainingConfig(steps=300, batch=64, learning_rate=3e-3, weight_decay=0.0)
     video: TrainingConfig = TrainingConfig(steps=900, batch=32, learning_rate=1e-3, weight_decay=0.01, average=0.995)
-    context_noise: float = Field(
-        0.06, ge=0, description="largest noise on context frames, in [-1, 1] units: errors of its own look like it"
-    )
-    own_frames: float = Field(
-        0.5, ge=0, le=1, description="share of samples whose context the simulator has made itself (a two-chunk unroll)"
-    )
+    context_noise: float = Field(0.06, ge=0, description="largest noise on context frames, in [-1, 1] units: errors of its own look like it")
+    own_frames: float = Field(0.5, ge=0, le=1, description="share of samples whose context the simulator has made itself (a two-chunk unroll)")
     motion_weight: float = Field(8.0, ge=0, description="extra weight of pixels that change, per unit of change")
 
 
@@ -47,9 +43,7 @@ class Windows:
         return torch.stack(pictures), torch.stack(states)
 
 
-def train_simulator(
-    simulator: Simulator, episodes: Sequence[Episode], config: SimulateConfig, *, seed: int, checkpoints=(None, None), metrics=None
-):
+def train_simulator(simulator: Simulator, episodes: Sequence[Episode], config: SimulateConfig, *, seed: int, checkpoints=(None, None), metrics=None):
     """Both halves, in place: first proprioception, then video. A simulator that has never been trained takes its statistics from the episodes."""
     if not simulator.proprioception.mean.any():
         _set_statistics(simulator, episodes)
@@ -87,9 +81,7 @@ def train_proprioception(simulator: Simulator, episodes: Sequence[Episode], conf
     train(simulator.proprioception, loss, config, seed=seed, description="proprioception model", checkpoint=checkpoint)
 
 
-def train_video(
-    simulator: Simulator, episodes: Sequence[Episode], config: SimulateConfig, *, seed: int, checkpoint=None, metrics=None
-) -> None:
+def train_video(simulator: Simulator, episodes: Sequence[Episode], config: SimulateConfig, *, seed: int, checkpoint=None, metrics=None) -> None:
     windows = Windows(episodes, simulator.config.camera, simulator.config.chunk, simulator.config.unet.memory, simulator.config.unet.block)
     simulator.unet.to(memory_format=torch.channels_last)
 

@@ -27,9 +27,7 @@ class UNetConfig(Config):
     channels: tuple[int, ...] = (96, 96, 128)
     layers: int = Field(1, ge=1, description="residual blocks at each resolution")
     block: int = Field(4, ge=1, description="pixels a side that one position of the network holds")
-    memory: tuple[int, ...] = Field(
-        (0, 1, 6), description="context frames, in control steps before the chunk; the first frame comes on top"
-    )
+    memory: tuple[int, ...] = Field((0, 1, 6), description="context frames, in control steps before the chunk; the first frame comes on top")
     objective: Literal["regression", "flow"] = "regression"
     denoising_steps: int = Field(3, ge=1, description="Euler steps of the flow sampler")
 

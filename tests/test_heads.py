@@ -1,0 +1,109 @@
+"""Action densities: what is sampled is what is scored."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from worldenv_cli.policies.heads import ChunkDensity
+
+MANY = 100_000
+MEAN = torch.tensor([[[0.3, -0.8], [0.1, 0.9], [-0.4, 0.0]]])  # (1, T 3, A 2)
+SCALE = torch.tensor([[[0.05, 0.2], [0.1, 0.03], [0.15, 0.08]]])
+
+
+def density(shared, mean=MEAN, scale=SCALE, rows=MANY):
+    return ChunkDensity(mean.expand(rows, -1, -1), scale.expand(rows, -1, -1), shared)
+
+
+def sampled(d, seed=0):
+    return d.sample(torch.Generator().manual_seed(seed))
+
+
+def expect(values, wanted):
+    """The mean of independent values (N,) is the wanted one, within four of its standard errors."""
+    values = values.double()
+    assert abs(values.mean().item() - wanted) < 4 * values.std().item() / len(values) ** 0.5
+
+
+@pytest.mark.parametrize("shared", [0.0, 0.7, 1.5])
+def test_samples_have_the_scored_density(shared):
+    """By distribution, by entropy, and jointly: the expected ratio to any other density is one only if sampling and scoring are the same."""
+    d = density(shared)
+    chunk, z = sampled(d)
+    own = (chunk - d.mean - shared * d.scale * z) / d.scale
+    for t in range(3):
+        for a in range(2):
+            assert stats.kstest(own[:, t, a].numpy(), "laplace").pvalue > 1e-3
+    assert stats.kstest(z.flatten().numpy(), "laplace").pvalue > 1e-3
+    score = d.log_prob(chunk, z)
+    assert score.shape == (MANY, 3)
+    for t in range(3):
+        expect(-score[:, t], (1 + torch.log(2 * SCALE[0, t])).sum().item())  # the entropy of a Laplace is 1 + log 2b
+    other = density(shared, MEAN + 0.02, SCALE * 1.1)
+    expect((other.log_prob(chunk, z) - score).sum(1).exp(), 1.0)
+
+
+def test_marginal_histogram():
+    """Without shared noise the log density of one action is that of the histogram."""
+    d = density(0.0, MEAN[:, :1, :1], SCALE[:, :1, :1])
+    chunk, z = sampled(d)
+    edges = np.linspace(0.1, 0.5, 41)
+    counts, _ = np.histogram(chunk.flatten().numpy(), edges)
+    points = torch.tensor((edges[1:] + edges[:-1]) / 2).float()[:, None, None]
+    expected = density(0.0, MEAN[:, :1, :1], SCALE[:, :1, :1], rows=40).log_prob(points, torch.zeros(40, 1, 1)).exp()[:, 0].numpy() * 0.01
+    assert np.abs(counts / MANY - expected).max() < 4 * np.sqrt(expected.max() / MANY) + 0.05 * 0.01 * expected.max() / 0.01
+
+
+@pytest.mark.parametrize("shared", [0.0, 0.7])
+def test_noise_is_shared_along_the_chunk(shared):
+    chunk, _ = sampled(density(shared))
+    noise = ((chunk - MEAN) / SCALE).double()
+    found = np.corrcoef(noise[:, :, 0].numpy(), rowvar=False)
+    np.testing.assert_allclose(found[~np.eye(3, dtype=bool)], shared**2 / (1 + shared**2), atol=0.015)
+    assert abs(np.corrcoef(noise[:, 0, 0], noise[:, 0, 1])[0, 1]) < 0.015  # but not between action dimensions
+    np.testing.assert_allclose(noise.var((0)).numpy(), 2 * (1 + shared**2), rtol=0.05)
+
+
+def test_the_score_is_the_formula():
+    chunk, z = sampled(density(0.7, rows=2))
+    centre = MEAN + 0.7 * SCALE * z
+    wanted = stats.laplace.logpdf(chunk.numpy(), centre.numpy(), SCALE.numpy()).sum(-1)
+    np.testing.assert_allclose(density(0.7, rows=2).log_prob(chunk, z).numpy(), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_gradient_of_the_score():
+    mean, log_scale = MEAN.clone().requires_grad_(), SCALE.log().requires_grad_()
+    d = ChunkDensity(mean, log_scale.exp(), 0.7)
+    chunk, z = sampled(density(0.7, rows=1), seed=4)
+    d.log_prob(chunk, z).sum().backward()
+    gap = (chunk - MEAN - 0.7 * SCALE * z) / SCALE
+    torch.testing.assert_close(mean.grad, gap.sign() / SCALE)
+    # the centre moves with the scale too, because the shared part of the noise does
+    torch.testing.assert_close(log_scale.grad, -1 + gap.abs() + 0.7 * z * gap.sign())
+
+
+def test_sampling_is_seeded_and_scale_zero_is_the_mean():
+    d = density(0.7, rows=5)
+    for a, b in zip(sampled(d, 1), sampled(d, 1)):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+    assert not torch.equal(sampled(d, 1)[0], sampled(d, 2)[0])
+    torch.testing.assert_close(density(0.7, scale=torch.zeros_like(SCALE), rows=5).sample()[0], MEAN.expand(5, -1, -1))
+
+
+@pytest.mark.parametrize("shift, stretch", [(0.0, 1.0), (0.03, 1.0), (0.0, 1.5), (-0.04, 0.6)])
+def test_kl_against_sampling(shift, stretch):
+    """KL of the steps' own noise: what remains when no noise is shared."""
+    p, q = density(0.0), density(0.0, MEAN + shift, SCALE * stretch)
+    chunk, z = sampled(p)
+    found = p.kl(q)[0]
+    for t in range(3):
+        expect((p.log_prob(chunk, z) - q.log_prob(chunk, z))[:, t], found[t].item())
+    assert (found >= 0).all() and (p.kl(p)[0].abs() < 1e-6).all()
+
+
+def test_kl_with_shared_noise_and_equal_scales():
+    """The shared part moves both means alike, so that nothing is added."""
+    p, q = density(0.7), density(0.7, MEAN + 0.03)
+    chunk, z = sampled(p)
+    expect((p.log_prob(chunk, z) - q.log_prob(chunk, z)).sum(1), p.kl(q)[0].sum().item())

@@ -1,0 +1,122 @@
+"""Real rollouts: what `play` records and counts, demonstrations, exploration, and starts that never meet."""
+
+import itertools
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from conftest import COFFEE, DRAWER
+
+from worldenv_cli.data.expert import IngestConfig, demonstrate
+from worldenv_cli.data.explore import ExploreConfig, explore, of_split, split
+from worldenv_cli.envs.starts import PURPOSES, starts
+from worldenv_cli.errors import UserError
+from worldenv_cli.rollout import environment_steps, play
+
+STARTS = [(DRAWER, 11), (COFFEE, 12), (DRAWER, 13), (COFFEE, 14)]  # more than the environment has rows, tasks in disorder
+
+
+def same(a, b):
+    return all(np.array_equal(x, y) for x, y in ((a.actions, b.actions), (a.states, b.states), (a.frames["front"], b.frames["front"])))
+
+
+def test_experts_play_what_was_asked_in_order(env):
+    before = env.environment_steps
+    episodes = play(env, STARTS)
+    assert [(e.info["task"], e.info["start"]) for e in episodes] == STARTS
+    assert [e.instruction for e in episodes] == [env.config.tasks[task] for task, _ in STARTS]
+    assert environment_steps(episodes) == env.environment_steps - before == sum(len(e.actions) for e in episodes) * 4
+    for episode in episodes:
+        steps = len(episode.actions)
+        assert episode.frames["front"].shape == (steps + 1, 32, 32, 3) and episode.states.shape == (steps + 1, 4)
+        assert episode.success.shape == (steps + 1,) and episode.success[-1] and not episode.success[0]
+        np.testing.assert_array_equal(episode.success, np.logical_or.accumulate(np.array(episode.info["succeeding"], bool)))
+        assert np.abs(episode.actions).max() <= 1 and episode.info["source"] == "expert"
+        reached = int(episode.success.argmax())  # in the chunk that ends here; one more is played
+        assert steps == min(-(-reached // 4) * 4 + 4, 24)
+
+
+class Replayed:
+    """A policy that does what was recorded, for one task at a time and rows in order."""
+
+    def __init__(self, episodes, chunk):
+        self.episodes, self.chunk, self.number = episodes, chunk, 0
+
+    def act(self, observation, *, explore):
+        assert not explore
+        frames = [episode.frames["front"][self.number] for episode in self.episodes]
+        rows = [np.flatnonzero([np.array_equal(frame, seen) for frame in frames]) for seen in observation.images["front"]]
+        assert all(len(row) == 1 for row in rows)  # every observation is the recorded one, exactly
+        chunks = np.stack([self.episodes[row[0]].actions[self.number : self.number + self.chunk] for row in rows])
+        self.number += self.chunk
+        return SimpleNamespace(chunk=chunks)
+
+
+def test_recorded_actions_lead_to_the_recorded_frames(env):
+    """Nothing is lost or shifted between what was done and what is written down: the same actions make the same episode."""
+    recorded = play(env, STARTS[:1] + STARTS[2:3])
+    again = play(env, STARTS[:1] + STARTS[2:3], Replayed(recorded, env.config.chunk))
+    assert all(same(a, b) and np.array_equal(a.success, b.success) for a, b in zip(recorded, again))
+
+
+def test_noise_by_episode(env, trained_policy):
+    chosen = [(COFFEE, 1), (COFFEE, 2), (COFFEE, 1)]
+    mean = play(env, chosen, trained_policy)
+    assert same(mean[0], mean[2]) and not same(mean[0], mean[1])
+    noisy = play(env, chosen, trained_policy, noise=[0.0, 0.0, 0.2], seed=3)
+    assert same(mean[0], noisy[0]) and same(mean[1], noisy[1]) and not same(mean[2], noisy[2])
+    assert [episode.info["noise"] for episode in noisy] == [0.0, 0.0, 0.2] and noisy[0].info["source"] == "policy"
+    assert same(noisy[2], play(env, chosen, trained_policy, noise=[0.0, 0.0, 0.2], seed=3)[2])
+    assert not same(noisy[2], play(env, chosen, trained_policy, noise=[0.0, 0.0, 0.2], seed=4)[2])
+    assert np.abs(noisy[2].actions).max() <= 1
+    assert len(mean[1].actions) == 24 or mean[1].success[-1]  # a failure lasts to the horizon
+
+
+def test_demonstrations_are_successes_and_all_tries_are_counted(env, mini):
+    before = env.environment_steps
+    episodes, cost = demonstrate(env, mini.ingest, 0)
+    assert [episode.info["task"] for episode in episodes] == [COFFEE, COFFEE, DRAWER, DRAWER]
+    assert all(episode.success[-1] for episode in episodes) and len({e.info["start"] for e in episodes}) == 2
+    assert cost == env.environment_steps - before >= environment_steps(episodes)
+
+
+def test_an_expert_that_fails_is_told(env):
+    env.config = env.config.model_copy(update={"horizon": 16})
+    with pytest.raises(UserError, match=rf"env.tasks.{COFFEE}: the scripted expert succeeded 0 times .*action_repeat 4 and horizon 16"):
+        demonstrate(env, IngestConfig(demos_per_task=1, attempts=2), 0)
+
+
+def test_exploration_is_split_and_keeps_failures(env, trained_policy, explored):
+    assert [e.info["task"] for e in explored] == [COFFEE, DRAWER] * 3
+    assert [e.info["split"] for e in explored] == ["train"] * 2 + ["calibration"] * 2 + ["held-out"] * 2
+    assert [e.info["noise"] for e in explored] == [0.0, 0.0, 0.3, 0.3, 0.0, 0.0]
+    assert not all(e.success[-1] for e in explored)
+    config = ExploreConfig(episodes=2, held_out=1, noise=(0.0, 0.3))
+    assert all(same(a, b) for a, b in zip(explored, explore(env, trained_policy, config, calibration_share=0.5, seed=0)))
+    assert of_split(explored, "train", "held-out") == explored[:2] + explored[4:]
+
+
+def test_split_by_task(explored):
+    """Each task's first episodes train, the last share of those calibrate, the rest are held out."""
+    import copy
+
+    episodes = [copy.copy(explored[0]) for _ in range(3 * 7)]
+    for episode in episodes:
+        episode.info = {}
+    split(episodes, tasks=3, trained=5, calibration_share=0.4)
+    for task in range(3):
+        assert [e.info["split"] for e in episodes[task::3]] == ["train"] * 3 + ["calibration"] * 2 + ["held-out"] * 2
+
+
+def test_starts_never_meet():
+    """Nothing may be tuned on the evaluation's starts, whatever the training seed."""
+    seeds = [0, 1, 7, 99, 100, 400, 500, 800, 900, 12345]
+    taken = {purpose: set() for purpose in PURPOSES}
+    for purpose, seed in itertools.product(PURPOSES, seeds):
+        taken[purpose] |= {number for _, number in starts(purpose, ["a"], 10, offset=5000, run_seed=seed)}
+        taken[purpose] |= {number for _, number in starts(purpose, ["a"], 100, run_seed=seed)}
+    for a, b in itertools.combinations(PURPOSES, 2):
+        assert not taken[a] & taken[b], (a, b)
+    assert starts("evaluation", ["a"], 3, run_seed=1) == starts("evaluation", ["a"], 3, run_seed=2)
+    assert starts("validation", ["a"], 3, run_seed=1) != starts("validation", ["a"], 3, run_seed=2)
+    assert [task for task, _ in starts("probe", ["a", "b"], 2)] == ["a", "b", "a", "b"]
