@@ -60,7 +60,7 @@ def train(
             bar.advance(loss=value.item(), **figures)
             if metrics and (step % 20 == 0 or step == config.steps - 1):
                 metrics.log(step, loss=value.item(), learning_rate=optimizer.param_groups[0]["lr"], **figures)
-            if checkpoint and (step + 1) % config.checkpoint_every == 0 and step + 1 < config.steps:
+            if checkpoint and ((step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps):
                 _save(parameters, average, optimizer, checkpoint, step + 1)
     with torch.no_grad():
         for parameter, kept in zip(parameters, average):
