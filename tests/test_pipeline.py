@@ -1,1 +1,257 @@
-"""Tests of pipeline."""
+"""The whole loop in miniature: real Meta-World, real training steps, every artifact; what is up to date stays, what was cut off goes on."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import COFFEE, DRAWER, MINI
+from typer.testing import CliRunner
+
+from worldenv_cli.artifacts import load_tensors
+from worldenv_cli.cli import app
+from worldenv_cli.data.dataset import read_dataset, read_description
+from worldenv_cli.errors import UserError
+from worldenv_cli.models import load_model
+from worldenv_cli.pipeline import run_stages
+from worldenv_cli.policies.lora import AdaptedPolicy
+from worldenv_cli.recipe import load_recipe
+
+DATASETS = ["demonstrations", "exploration", "rounds/1/probe", "rounds/2/probe", "acceptance"]
+POLICIES = ["sft", "rounds/1/start", "rounds/1/tuned", "rounds/2/start", "rounds/2/tuned", "rounds/2/control", "post-trained", "rival"]
+MODELS = {"simulator": "simulator", "rounds/2/simulator": "simulator", "reflector": "reflector", "rounds/2/reflector": "reflector"}
+EVALUATIONS = ["eval/imagined", "eval/sft", "eval/post-trained", "eval/rival", "eval/rounds-2-control", "eval/rounds-1-tuned"]
+ARTIFACTS = DATASETS + POLICIES + [*MODELS] + EVALUATIONS
+
+
+@pytest.fixture(scope="module")
+def report(finished):
+    return json.loads((finished.folder / "eval.json").read_text())
+
+
+def provenance(folder):
+    return {path.relative_to(folder).as_posix(): path.stat().st_mtime_ns for path in folder.rglob("provenance.json")}
+
+
+# What a run leaves
+
+
+def test_every_artifact_is_there_and_nothing_else(finished):
+    assert sorted(provenance(finished.folder)) == sorted(f"{name}/provenance.json" for name in ARTIFACTS)
+    left = [path for path in finished.folder.rglob("*") if path.is_file() and (".unfinished" in path.parts or "partial" in path.name)]
+    assert left == []
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_datasets_load(finished, mini, name):
+    episodes, described = read_dataset(finished.folder / name), read_description(finished.folder / name)
+    counts = {"demonstrations": 2, "exploration": 9, "acceptance": 2}
+    assert [sum(e.info["task"] == task for e in episodes) for task in (COFFEE, DRAWER)] == [counts.get(name, 4)] * 2
+    assert described["environment_steps"] >= sum(len(e.actions) for e in episodes) * 4
+    assert all(len(e.actions) <= 24 and e.frames["front"].shape[1:] == (32, 32, 3) for e in episodes)
+
+
+def test_starts_are_never_used_twice(finished):
+    """Except where two policies are compared from the same ones."""
+    used = {name: {(e.info["task"], e.info["start"]) for e in read_dataset(finished.folder / name)} for name in DATASETS}
+    assert sum(map(len, used.values())) == len(set().union(*used.values()))
+    assert len(used["acceptance"]) == 2
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_policies_load(finished, name):
+    policy = load_model(finished.folder / name, "policy")
+    tensors = load_tensors(finished.folder / name)
+    assert not policy.training and all(np.isfinite(tensor.numpy()).all() for tensor in tensors.values())
+    adapted = name in ("rounds/1/tuned", "rounds/2/tuned", "rounds/2/control", "post-trained")
+    assert isinstance(policy, AdaptedPolicy) == adapted
+    card = (finished.folder / name / "README.md").read_text()
+    assert card.startswith("---\n") and "policy" in card
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_models_load(finished, name):
+    model = load_model(finished.folder / name, MODELS[name])
+    assert not model.training
+    with pytest.raises(UserError, match="expected 'policy'"):
+        load_model(finished.folder / name, "policy")
+    measured = json.loads((finished.folder / name / ("fidelity.json" if MODELS[name] == "simulator" else "errors.json")).read_text())
+    assert measured
+
+
+def test_the_post_trained_policy_is_the_tuned_one_where_it_was_accepted(finished, mini):
+    accepted = json.loads((finished.folder / "post-trained" / "acceptance.json").read_text())["accepted"]
+    policy = load_model(finished.folder / "post-trained", "policy")
+    assert policy.accepted == sorted(mini.env.tasks[task] for task in accepted)
+    tuned, used = load_tensors(finished.folder / "rounds/2/tuned"), load_tensors(finished.folder / "post-trained")
+    assert tuned.keys() == used.keys() and all((tuned[name] == used[name]).all() for name in tuned)
+
+
+def test_rounds_say_what_they_did(finished):
+    for name in ("rounds/1/tuned", "rounds/2/tuned", "rounds/2/control"):
+        result = json.loads((finished.folder / name / "round.json").read_text())
+        assert [row["task"] for row in result["gate"]] == [COFFEE, DRAWER]
+        assert result["updates"] == len(result["history"]) > 0 and result["history"][-1]["control_steps"] > 0
+        still = [update["advantage_spread"] == 0 for update in result["history"]]
+        assert all(still) if name.endswith("control") else not any(still)
+    logged = (finished.folder / "metrics" / "rounds/1/tuned/model/metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in logged] == [0, 1]
+
+
+def test_report_has_every_arm(finished, report):
+    arms = {row["name"]: row for row in report["arms"]}
+    assert list(arms) == ["SFT", "filtered SFT", "post-trained", "control (zero advantages)", "post-trained offline, 1 round"]
+    for row in arms.values():
+        assert len(row["outcomes"]) == row["pooled"]["n"] == 2 and sum(row["outcomes"]) == row["pooled"]["successes"]
+        assert set(row["tasks"]) == {COFFEE, DRAWER} and row["real_environment_steps"] > 0
+    cost = report["cost_by_dataset"]
+    assert list(cost) == DATASETS and all(steps > 0 for steps in cost.values())
+    assert arms["SFT"]["real_environment_steps"] == cost["demonstrations"]
+    assert arms["post-trained"]["real_environment_steps"] == arms["filtered SFT"]["real_environment_steps"] == sum(cost.values())
+    offline = arms["post-trained offline, 1 round"]["real_environment_steps"]
+    assert offline == cost["demonstrations"] + cost["exploration"]  # no probe, no acceptance test
+    assert arms["control (zero advantages)"]["real_environment_steps"] == offline + cost["rounds/1/probe"]
+    assert [(c["a"], c["b"]) for c in report["comparisons"]][:2] == [("SFT", "post-trained"), ("filtered SFT", "post-trained")]
+    assert {row["checkpoint"] for row in report["imagined_vs_real"]} == set(arms)
+    assert report["wall_seconds"].keys() >= {"ingest", "sft", "explore", "simulate", "calibrate", "post-train", "eval"}
+
+
+def test_report_and_videos_are_there(finished, report):
+    import av
+
+    page = (finished.folder / "report.html").read_text()
+    assert "post-trained" in page and COFFEE in page and len(page) > 5000
+    assert len(report["videos"]) == 4
+    for video in report["videos"]:
+        assert video["path"] in page
+        with av.open(str(finished.folder / video["path"])) as container:
+            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        assert len(frames) > 10 and np.std(frames[0]) > 5
+    assert (finished.folder / "eval/sft/stills.png").stat().st_size > 1000
+
+
+# What is made again
+
+
+def test_a_second_run_makes_nothing(finished, mini, capsys):
+    before, began = provenance(finished.folder), time.monotonic()
+    run_stages(mini, finished.folder)
+    assert provenance(finished.folder) == before and time.monotonic() - began < 20
+    said = capsys.readouterr().out
+    assert "making it" not in said and said.count(": up to date") == len(ARTIFACTS)
+
+
+def planned(finished, capsys, *changes):
+    """{artifact: would it be made?} and all that was said, with these changes of the recipe."""
+    before = provenance(finished.folder)
+    run_stages(load_recipe(MINI, changes), finished.folder, dry_run=True)
+    assert provenance(finished.folder) == before
+    said = capsys.readouterr().out
+    lines = [line.split(": ") for line in said.splitlines() if line.endswith((": would be made", ": up to date"))]
+    return {name: what == "would be made" for name, what in lines}, said
+
+
+def test_dry_run_plans_nothing_for_a_finished_run(finished, capsys):
+    plan, said = planned(finished, capsys)
+    assert sorted(plan) == sorted(ARTIFACTS) and not any(plan.values())
+    assert "demonstrations: 4 real episodes, at most 384 environment steps" in said and "parameters" in said
+
+
+def test_a_change_reaches_what_depends_on_it_and_nothing_else(finished, capsys):
+    plan, _ = planned(finished, capsys, "post_train.updates.clip=0.1")
+    kept = {"demonstrations", "sft", "exploration", "simulator", "reflector", "rounds/1/start"}
+    assert {name for name, stale in plan.items() if not stale} == kept
+
+
+@pytest.mark.parametrize(
+    "change, stale",
+    [
+        ("eval.starts=2", set(EVALUATIONS)),
+        ("post_train.control=false", {"eval/imagined"}),  # an arm fewer
+        ("env.workers=2", set()),
+        ("seed=1", set(ARTIFACTS)),
+    ],
+)
+def test_changes(finished, capsys, change, stale):
+    plan, _ = planned(finished, capsys, change)
+    assert {name for name, would in plan.items() if would} == stale
+
+
+def test_stages_one_by_one_make_what_the_run_made(finished, mini, tmp_path, capsys):
+    """From the same demonstrations, the same policy, bit for bit; and its own settings make another."""
+    shutil.copytree(finished.folder / "demonstrations", tmp_path / "demonstrations")
+    run_stages(mini, tmp_path, ["sft"])
+    one, other = load_tensors(finished.folder / "sft"), load_tensors(tmp_path / "sft")
+    assert one.keys() == other.keys() and all((one[name] == other[name]).all() for name in one)
+    run_stages(load_recipe(MINI, ["sft.steps=3"]), tmp_path, ["sft"])
+    assert any((load_tensors(tmp_path / "sft")[name] != one[name]).any() for name in one)
+    before = (tmp_path / "sft" / "provenance.json").stat().st_mtime_ns
+    run_stages(load_recipe(MINI, ["sft.steps=3"]), tmp_path, ["sft"], force=True)
+    assert (tmp_path / "sft" / "provenance.json").stat().st_mtime_ns != before
+
+
+@pytest.mark.parametrize(
+    "stage, missing, command", [("sft", "demonstrations", "ingest"), ("simulate", "demonstrations", "ingest"), ("eval-real", "sft", "sft")]
+)
+def test_missing_input_names_the_command(mini, tmp_path, stage, missing, command):
+    with pytest.raises(UserError, match=f"{missing} does not exist.*`worldenv {command}`"):
+        run_stages(mini, tmp_path, [stage])
+
+
+def test_command_line_tells_a_missing_input_in_one_line(tmp_path):
+    result = CliRunner().invoke(app, ["sft", str(MINI), "--out", str(tmp_path)])
+    assert result.exit_code == 2 and len(result.stderr.strip().splitlines()) == 1
+    assert result.stderr.startswith("error: ") and "`worldenv ingest`" in result.stderr
+
+
+def test_a_failed_stage_leaves_no_artifact(finished, mini, tmp_path, monkeypatch):
+    from worldenv_cli.policies import sft
+
+    def fail(*_, **__):
+        raise RuntimeError("out of luck")
+
+    shutil.copytree(finished.folder / "demonstrations", tmp_path / "demonstrations")
+    monkeypatch.setattr(sft, "fine_tune", fail)
+    with pytest.raises(RuntimeError):
+        run_stages(mini, tmp_path, ["sft"])
+    assert not (tmp_path / "sft").exists()
+    monkeypatch.undo()
+    run_stages(mini, tmp_path, ["sft"])
+    assert load_model(tmp_path / "sft", "policy")
+
+
+def test_killed_run_goes_on(finished, tmp_path):
+    """kill -9 after the first checkpoint: the rerun says that it continues, finishes, and has the weights of a run that was left alone."""
+    changes = ["sft.steps=100", "sft.checkpoint_every=10"]
+    root = Path(__file__).parent.parent
+    for name in ("killed", "whole"):
+        shutil.copytree(finished.folder / "demonstrations", tmp_path / name / "demonstrations")
+
+    def command(name):
+        return [sys.executable, "-m", "worldenv_cli", "sft", str(MINI), *(f"--set={change}" for change in changes), "--out", str(tmp_path / name)]
+
+    process = subprocess.Popen(command("killed"), cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    folder, deadline = tmp_path / "killed" / ".unfinished" / "sft" / "model", time.monotonic() + 60
+    try:
+        while not list(folder.glob("step_??????")):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    assert not (tmp_path / "killed" / "sft").exists()
+    again = subprocess.run(command("killed"), cwd=root, capture_output=True, text=True, timeout=120)
+    assert again.returncode == 0, again.stderr
+    assert "sft: continuing model at step" in again.stdout and "fine-tuning: 100/100 steps" in again.stdout
+    run_stages(load_recipe(MINI, changes), tmp_path / "whole", ["sft"])
+    resumed, whole = load_tensors(tmp_path / "killed" / "sft"), load_tensors(tmp_path / "whole" / "sft")
+    assert all((resumed[name] == whole[name]).all() for name in whole)
+    assert not list((tmp_path / "killed").glob(".unfinished/sft"))
+    logged = [json.loads(line)["step"] for line in (tmp_path / "killed/metrics/sft/model/metrics.jsonl").read_text().splitlines()]
+    assert logged == sorted(set(logged)) and logged[0] == 0

@@ -139,7 +139,9 @@ def test_only_adapter_and_heads_train(policy, obs):
     trainable = {name for name, p in adapted.named_parameters() if p.requires_grad}
     assert trainable and all("lora_" in name or "modules_to_save" in name for name in trainable)
     for head in ("action_head", "scale_head"):
-        assert {f"model.base_model.model.{head}.modules_to_save.default.{n}" for n, _ in policy.action_head.modules_to_save.default.named_parameters()} <= trainable
+        assert {
+            f"model.base_model.model.{head}.modules_to_save.default.{n}" for n, _ in policy.action_head.modules_to_save.default.named_parameters()
+        } <= trainable
     lora, heads = adapted.parameter_groups(0.1, 0.2)
     assert lora["lr"] == 0.1 and heads["lr"] == 0.2
     assert sum(len(group["params"]) for group in (lora, heads)) == len(trainable)

@@ -349,7 +349,7 @@ def test_closed_tasks_are_held(untrained):
     found = []
     for hold in (0.0, 100.0):
         policy = adapted(untrained.policy)
-        update(untrained, policy, config(updates=3, hold=hold, minibatch=16), tasks=("up",), closed=closed)
+        update(untrained, policy, config(updates=2, hold=hold, minibatch=16), tasks=("up",), closed=closed)
         found.append(chunk_kl(policy, closed))
     assert found[1] < 0.5 * found[0]
 
@@ -365,7 +365,7 @@ def test_anchor_pulls_towards_successes(untrained):
 
     policy = adapted(untrained.policy)
     before = error(policy)
-    result = update(untrained, policy, config(updates=3, anchor=1.0, advantage_scale=0.0, minibatch=16))
+    result = update(untrained, policy, config(updates=2, anchor=1.0, advantage_scale=0.0, minibatch=16))
     assert error(policy) < before and result["history"][0]["anchor"] > 0
 
 
@@ -373,26 +373,26 @@ def test_anchor_pulls_towards_successes(untrained):
 
 
 class Sent:
-    """Simulator: brightness is height, and an action's first number adds to it. Its own state, too: the height of each row."""
+    """Simulator: brightness is height, and an action's first number adds to it; proprioception stays. Its own state, too: both for each row."""
 
     config = SimpleNamespace(camera="front", chunk=4, resolution=32, action_unit=np.zeros((4, 4)))
 
-    def __init__(self, height=None):
-        self.height = height
+    def __init__(self, height=None, felt=None):
+        self.height, self.felt = height, felt
 
     def eval(self):
         return self
 
     def start(self, histories):
-        return Sent(np.zeros(len(histories)))
+        return Sent(np.zeros(len(histories)), np.stack([h.states[-1] for h in histories]))
 
     def rows(self, index):
-        return Sent(self.height[index])
+        return Sent(self.height[np.asarray(index)], self.felt[np.asarray(index)])
 
     def step(self, state, chunk):
         height = state.height[:, None] + 0.1 * np.cumsum(chunk[..., 0], 1)
         frames = np.clip(127 + 127 * height, 0, 255).astype(np.uint8)[..., None, None, None] * np.ones((32, 32, 3), np.uint8)
-        return {"front": frames}, np.zeros((*height.shape, 4), np.float32), Sent(height[:, -1])
+        return {"front": frames}, np.repeat(state.felt[:, None], 4, 1), Sent(height[:, -1], state.felt)
 
 
 class Judge:
@@ -410,23 +410,22 @@ class Judge:
         return Judge(np.array([[1.0 if word == UP else -1.0 for word in instructions]]))
 
     def rows(self, index):
-        return Judge(self.hidden[:, index])
+        return Judge(self.hidden[:, np.asarray(index)])
 
     def score(self, state, frames):
         return 0.5 + state.hidden[0][:, None] * (frames[..., 0, 0, 0] / 255 - 0.5), state
 
 
 def test_the_reward_rises(untrained):
-    """Both tasks, which want opposite things of the same picture: the sign of the update and who gets which reward are right."""
+    """Both tasks, which want opposite things: the sign of the update and who gets which reward are right."""
     blank = [episode(1, task=task) for task in TASKS]
     for e in blank:
-        e.frames["front"][:], e.states[:] = 127, 0
+        e.frames["front"][:], e.states[:] = 127, 1 if e.instruction == UP else -1
     pool = start_pool(blank, [], "front", 4, seed=0)
     env = WorldEnv(Sent(), Judge(), WorldEnvConfig(rows=64, horizon=8), pool.first["up"])
     world = SimpleNamespace(env=env, pool=pool, samples=untrained.samples, sft=untrained.sft)
     policy = adapted(untrained.policy)
     before = imagined_success(policy, env, pool, list(TASKS), 1, 0, explore=False)
-    update(world, policy, config(updates=25, starts=4, group=16, backbone_rate=3e-3, head_rate=3e-3, minibatch=64))
+    update(world, policy, config(updates=15, starts=4, group=16, backbone_rate=3e-3, head_rate=3e-3, minibatch=64))
     after = imagined_success(policy, env, pool, list(TASKS), 1, 0, explore=False)
-    print(before, after)
-    assert all(after[task] > before[task] + 0.03 for task in TASKS), (before, after)
+    assert all(after[task] > before[task] + 0.1 for task in TASKS), (before, after)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..config import Config
 from ..packing import normalised, pack, unpack
+from .bank import PoseBank
 from .conditioning import ActionMaps
 from .proprioception import ProprioceptionModel
 from .unet import Conditions, UNetConfig, VideoUNet, context_frames
@@ -25,6 +26,7 @@ class SimulatorConfig(Config):
     action_unit: tuple[tuple[float, ...], ...] = Field(
         (), description="(S, A): what a unit of action adds to the controller's target; from the dataset"
     )
+    bank: int = Field(3000, ge=1, description="real frames kept to copy the arm from")
     hidden: int = Field(128, ge=1, description="width of the recurrent proprioception model")
     unet: UNetConfig = UNetConfig()
 
@@ -61,6 +63,8 @@ class Simulator(nn.Module):
         self.maps = ActionMaps(np.array(config.intrinsics), np.array(config.extrinsics), config.resolution, config.unet.block)
         self.proprioception = ProprioceptionModel(torch.tensor(config.action_unit), config.hidden, 3 * config.unet.block**2)
         self.unet = VideoUNet(config.unet, config.chunk, len(config.action_unit))
+        picture, side = self.unet.picture, config.resolution // config.unet.block
+        self.bank = PoseBank(config.bank, picture, side, torch.tensor(config.action_unit))
         self.reach = max(config.unet.memory) + 1
 
     @torch.no_grad()
@@ -100,11 +104,12 @@ class Simulator(nn.Module):
             SimulatorState(state.first, recent, states[:, -1], memory, state.scene),
         )
 
-    def conditions(self, recent: Tensor, first: Tensor, states: Tensor) -> Conditions:
-        """recent (B, N, P, h, w) and first (B, P, h, w) packed uint8, states (B, T + 1, S) in their units."""
+    def conditions(self, recent: Tensor, first: Tensor, states: Tensor, exclude: Tensor | None = None) -> Conditions:
+        """recent (B, N, P, h, w) and first (B, P, h, w) packed uint8, states (B, T + 1, S) in their units; `exclude`: see PoseBank.nearest."""
         context = normalised(context_frames(recent, self.config.unet.memory))
         body = self.proprioception
-        return Conditions(context, normalised(first), self.maps(states), (states - body.mean) / body.std)
+        alike = normalised(self.bank.nearest(states[:, 1:], exclude))
+        return Conditions(context, normalised(first), self.maps(states), (states - body.mean) / body.std, alike)
 
     @torch.no_grad()
     def replay(self, history: list[History], actions: list[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:

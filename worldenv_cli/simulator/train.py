@@ -11,6 +11,7 @@ from ..config import Config
 from ..data.dataset import Episode
 from ..packing import normalised, pack
 from ..training import TrainingConfig, train
+from .bank import PoseBank
 from .simulator import Simulator
 
 
@@ -31,16 +32,25 @@ class Windows:
         self.frames = [pack(episode.frames[camera], block) for episode in self.episodes]
         self.places = [(e, t) for e, episode in enumerate(self.episodes) for t in range(len(episode.actions) - 2 * chunk + 1)]
 
-    def batch(self, rng: np.random.Generator, size: int) -> tuple[Tensor, Tensor]:
-        """(packed frames (B, 1 + reach + 1 + 2T, P, h, w) uint8 with the first frame in front, states (B, 1 + 2T, S)). reach: the longest memory."""
+    def fill(self, bank: PoseBank, seed: int) -> None:
+        """Put frames of these episodes into the simulator's bank; their episode numbers are those of `batch`."""
+        numbers = torch.cat([torch.full((len(frames),), e) for e, frames in enumerate(self.frames)])
+        states = torch.cat([torch.from_numpy(episode.states) for episode in self.episodes])
+        bank.fill(torch.cat(self.frames), states, numbers, torch.Generator().manual_seed(seed))
+
+    def batch(self, rng: np.random.Generator, size: int) -> tuple[Tensor, Tensor, Tensor]:
+        """(packed frames (B, 1 + reach + 1 + 2T, P, h, w) uint8 with the first frame in front, states (B, 1 + 2T, S), episode numbers (B,)).
+
+        reach: the longest memory.
+        """
         reach = max(self.memory)
         pictures, states = [], []
-        for place in rng.integers(0, len(self.places), size):
-            e, t = self.places[place]
+        chosen = [self.places[place] for place in rng.integers(0, len(self.places), size)]
+        for e, t in chosen:
             numbers = np.maximum(np.arange(t - reach, t + 2 * self.chunk + 1), 0)
             pictures.append(torch.cat([self.frames[e][:1], self.frames[e][numbers]]))
             states.append(torch.from_numpy(self.episodes[e].states[t : t + 2 * self.chunk + 1]))
-        return torch.stack(pictures), torch.stack(states)
+        return torch.stack(pictures), torch.stack(states), torch.tensor([e for e, _ in chosen])
 
 
 def train_simulator(simulator: Simulator, episodes: Sequence[Episode], config: SimulateConfig, *, seed: int, checkpoints=(None, None), metrics=None):
@@ -84,6 +94,7 @@ def train_proprioception(simulator: Simulator, episodes: Sequence[Episode], conf
 def train_video(simulator: Simulator, episodes: Sequence[Episode], config: SimulateConfig, *, seed: int, checkpoint=None, metrics=None) -> None:
     windows = Windows(episodes, simulator.config.camera, simulator.config.chunk, simulator.config.unet.memory, simulator.config.unet.block)
     simulator.unet.to(memory_format=torch.channels_last)
+    windows.fill(simulator.bank, seed)
 
     def loss(step, rng):
         own_frames = config.own_frames if step > config.video.steps // 3 else 0.0  # first it must be worth learning from
@@ -92,25 +103,35 @@ def train_video(simulator: Simulator, episodes: Sequence[Episode], config: Simul
     train(simulator.unet, loss, config.video, seed=seed, description="video simulator", checkpoint=checkpoint, metrics=metrics)
 
 
-def video_loss(simulator: Simulator, frames: Tensor, states: Tensor, config: SimulateConfig, own_frames: float, rng: np.random.Generator) -> Tensor:
+def video_loss(
+    simulator: Simulator,
+    frames: Tensor,
+    states: Tensor,
+    episodes: Tensor,
+    config: SimulateConfig,
+    own_frames: float,
+    rng: np.random.Generator,
+) -> Tensor:
     """Motion-weighted error of one chunk, for a share `own_frames` of the samples after a chunk that the simulator has made itself.
 
-    frames (B, 1 + reach + 1 + 2T, P, h, w) packed uint8, states (B, 1 + 2T, S): see Windows.batch.
+    frames (B, 1 + reach + 1 + 2T, P, h, w) packed uint8, states (B, 1 + 2T, S), episodes (B,): see Windows.batch. The bank is not
+    asked for an episode's own frames: it will not have them when it counts.
     """
     chunk, unet = simulator.config.chunk, simulator.unet
     first, frames = frames[:, 0], frames[:, 1:]
     reach = frames.shape[1] - 2 * chunk
     own = torch.from_numpy(rng.random(len(frames)) < own_frames)
-    given = simulator.conditions(frames[:, :reach], first, states[:, : chunk + 1])
+    given = simulator.conditions(frames[:, :reach], first, states[:, : chunk + 1], episodes)
     target = normalised(frames[:, reach : reach + chunk])
     if own.any():
         with torch.no_grad():
             before = given.rows(own)
             before.context = _noised(before.context, config.context_noise, rng)
             made = ((unet.sample(before) + 1) * 127.5).round().to(torch.uint8)
-        after = simulator.conditions(torch.cat([frames[own, :reach], made], 1), first[own], states[own, chunk:])
+        after = simulator.conditions(torch.cat([frames[own, :reach], made], 1), first[own], states[own, chunk:], episodes[own])
         target[own] = normalised(frames[own, reach + chunk :])
-        given.context[own], given.maps[own], given.states[own] = after.context, after.maps, after.states
+        for part in ("context", "maps", "states", "alike"):
+            getattr(given, part)[own] = getattr(after, part)
     change = torch.maximum((target - given.context[:, None, 0]).abs(), (target - given.first[:, None]).abs())
     weight = 1 + config.motion_weight * change.unflatten(2, (3, -1)).mean(2, keepdim=True).expand(-1, -1, 3, -1, -1, -1).flatten(2, 3)
     given.context = _noised(given.context, config.context_noise, rng)
