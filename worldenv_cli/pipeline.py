@@ -2,12 +2,13 @@
 
 import json
 import shutil
+import time
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
 from .artifacts import Checkpoint, content_hash, fingerprint, is_current, make_provenance
-from .atomic import staged
+from .atomic import staged, write_json
 from .data.dataset import Episode, read_dataset
 from .errors import UserError
 from .progress import Metrics, say
@@ -62,10 +63,22 @@ class Run:
         provenance = make_provenance(settings, hashes, self.recipe.seed)
         self._open_workshop(name, provenance["fingerprint"])
         say(f"{name}: making it")
+        began = time.monotonic()
         with staged(self.path(name)) as folder:
             make(folder, provenance)
+        self._note(name, time.monotonic() - began)
         shutil.rmtree(self._workshop(name), ignore_errors=True)
+        for parent in self._workshop(name).relative_to(self.folder).parents[:-1]:
+            if (self.folder / parent).is_dir() and not any((self.folder / parent).iterdir()):
+                (self.folder / parent).rmdir()
         self.episodes.cache_clear()
+
+    def _note(self, name: str, seconds: float) -> None:
+        """Keep what an artifact took, where the report finds it; after a cut-off, what the run took that finished it."""
+        path = self.path("timing.json")
+        noted = json.loads(path.read_text()) if path.is_file() else {}
+        noted[name] = {"seconds": round(seconds, 1), "peak_memory_gb": round(peak_memory_gb(), 2)}
+        write_json(path, noted)
 
     def _plan(self, name: str, settings: dict, inputs: dict[str, str]) -> None:
         stale = self.force or not self._planned.isdisjoint(inputs) or not all(self.path(needed).is_dir() for needed in inputs)
@@ -126,28 +139,13 @@ def run_stages(recipe: Recipe, out: Path, stages: list[str] | None = None, *, dr
         available.estimate(run)
     try:
         for name in stages or [stage for stage in functions if stage != "bench"]:
-            _timed(run, name, functions[name])
+            functions[name](run)
     finally:
         run.close()
 
 
-def _timed(run: Run, name: str, stage: Callable[[Run], None]) -> None:
-    """Run a stage and note its wall time and the process's peak memory in timing.json, where the report finds them."""
-    import resource
-    import time
-
-    began = time.monotonic()
-    stage(run)
-    if run.dry_run:
-        return
-    path = run.path("timing.json")
-    noted = json.loads(path.read_text()) if path.is_file() else {}
-    seconds = time.monotonic() - began
-    if seconds > 3 or name not in noted:  # a stage that had nothing to do keeps the time that it took when it had
-        noted[name] = {"seconds": round(seconds, 1), "peak_memory_gb": round(peak_memory_gb(resource), 2)}
-        path.write_text(json.dumps(noted, indent=1))
-
-
-def peak_memory_gb(resource) -> float:
+def peak_memory_gb() -> float:
     """This process and its largest child, in GiB."""
+    import resource
+
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) / 2**20

@@ -94,7 +94,8 @@ def _play_arm(run: Run, name: str, policy: str) -> None:
         write_json(folder / "outcomes.json", result)
         write_json(folder / "provenance.json", provenance)
 
-    run.artifact(f"eval/{slug}", settings(run, "env", "eval"), needs(policy, *([reflector] if to_the_end else [])), make)
+    protocol = settings(run, "env") | {"starts": recipe.eval.starts, "offset": recipe.eval.offset}
+    run.artifact(f"eval/{slug}", protocol, needs(policy, *([reflector] if to_the_end else [])), make)
 
 
 def _film(run: Run, folder, episodes) -> None:

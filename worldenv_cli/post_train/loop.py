@@ -23,7 +23,7 @@ class UpdatesConfig(Config):
     updates: int = Field(25, ge=1, description="at most, in a round")
     starts: int = Field(16, ge=1, description="groups in an update")
     group: int = Field(8, ge=2, description="imagined episodes from one start")
-    middle: float = Field(0.5, ge=0, le=1, description="share of groups that start at logged moments instead of first frames")
+    middle: float = Field(0.5, ge=0, lt=1, description="share of groups that start at logged moments instead of first frames")
     clip: float = Field(0.2, gt=0)
     backbone_rate: float = Field(1e-4, gt=0, description="learning rate of LoRA")
     head_rate: float = Field(5e-5, gt=0, description="learning rate of the heads")
@@ -87,7 +87,7 @@ def run_updates(
             if not active:
                 because = "every open task reached its cap of imagined gain"
                 break
-            figures, kl = _one_update(policy, env, pool, active, closed, successes, optimizer, config, sft, rng, generator, recent)
+            figures, kl = _one_update(policy, env, pool, active, closed, successes, optimizer, config, sft, rng, generator, recent, update)
             for task in active:
                 values = recent[task][-config.smoothing :]
                 if len(values) == config.smoothing and np.mean(values) > baseline[task] + config.gain_cap:
@@ -126,9 +126,10 @@ def resume(policy: AdaptedPolicy, optimizer, checkpoint: Checkpoint | None) -> t
     return update, state
 
 
-def _one_update(policy, env, pool, active, closed, successes, optimizer, config, sft, rng, generator, recent) -> tuple[dict, float]:
+def _one_update(policy, env, pool, active, closed, successes, optimizer, config, sft, rng, generator, recent, update) -> tuple[dict, float]:
     began = time.monotonic()
-    tasks = [active[i % len(active)] for i in range(config.starts)]
+    # with fewer groups than open tasks, the tasks take turns from update to update
+    tasks = [active[(update * config.starts + i) % len(active)] for i in range(config.starts)]
     blocks = [i // len(active) for i in range(config.starts)]  # one group of every task each; a block starts in the middle or at the beginning
     middles = [int((block + 1) * config.middle) > int(block * config.middle) for block in blocks]
     histories = [pool.draw(task, middle, rng) for task, middle in zip(tasks, middles)]

@@ -173,7 +173,15 @@ def _probe(run: Run, number: int) -> None:
         tasks = list(recipe.env.tasks)
         chosen = starts("probe", tasks, config.probe, offset=1000 * number, run_seed=recipe.seed)
         noise = [config.probe_noise[(i // len(tasks)) % len(config.probe_noise)] for i in range(len(chosen))]
-        episodes = play(run.env(), chosen, load_model(run.path(tuned), "policy"), noise=noise, seed=recipe.seed, description=f"probe {number}")
+        episodes = play(
+            run.env(),
+            chosen,
+            load_model(run.path(tuned), "policy"),
+            noise=noise,
+            seed=recipe.seed,
+            description=f"probe {number}",
+            keep=run.kept(name),
+        )
         for index, episode in enumerate(episodes):
             episode.info["split"] = PROBE_SPLITS[(index // len(tasks)) % len(PROBE_SPLITS)]
         save_dataset(run, folder, episodes, provenance, f"probe of the policy of round {number}", environment_steps(episodes))
