@@ -119,7 +119,7 @@ def test_report_has_every_arm(finished, report):
     assert arms["control (zero advantages)"]["real_environment_steps"] == offline + cost["rounds/1/probe"]
     assert [(c["a"], c["b"]) for c in report["comparisons"]][:2] == [("SFT", "post-trained"), ("filtered SFT", "post-trained")]
     assert {row["checkpoint"] for row in report["imagined_vs_real"]} == set(arms)
-    assert report["wall_seconds"].keys() >= {"ingest", "sft", "explore", "simulate", "calibrate", "post-train", "eval"}
+    assert report["wall_seconds"].keys() >= {"demonstrations", "sft", "exploration", "simulator", "reflector", "rounds/2/tuned", "eval/sft"}
 
 
 def test_report_and_videos_are_there(finished, report):

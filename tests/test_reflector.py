@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import COFFEE, DRAWER
 
-from worldenv_cli.evaluation.statistics import auc
+from worldenv_cli.evaluation.statistics import auc, expected_calibration_error
 from worldenv_cli.models import load_model, save_model
 from worldenv_cli.post_train.gate import GateConfig, gate, judged
 from worldenv_cli.reflector.calibration import CalibrationConfig, Scored, choose_threshold, fit_scale_and_offset, measure
@@ -173,8 +173,7 @@ def test_measured_errors_by_hand():
     assert (found["n_episodes"], found["n_failed"], found["success"]) == (5, 2, 0.6)
     assert found["mean_score"] == pytest.approx((0.9 + 0.9 + 0.3 + 0.1 + 0.1) / 5)
     frames, labels = np.concatenate([e.scores[1:] for e in episodes]), np.concatenate([e.success[1:] for e in episodes])
-    gaps = [(frames[b].mean() - labels[b].mean(), b.sum()) for b in (np.floor(frames * 10 + 1e-5) == i for i in range(10)) if b.any()]
-    assert found["ece"] == pytest.approx(sum(abs(gap) * n for gap, n in gaps) / 15, abs=0.05)
+    assert found["ece"] == pytest.approx(expected_calibration_error(frames, labels))  # every frame but the first
     perfect = measure([scored([0, 0, 1], [0, 0, 1]), scored([0, 0, 0], [0, 0, 0])], 0.5)
     assert (perfect["auc"], perfect["ece"], perfect["false_termination"], perfect["delay_steps"]) == (1, 0, 0, 0)
 

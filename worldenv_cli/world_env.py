@@ -92,9 +92,11 @@ class WorldEnv(gymnasium.vector.VectorEnv):
             made, rolled, self._simulated = self.simulator.step(self._simulated, chunks[moving])
             frames[moving], states[moving] = made[self.camera], rolled
             scores[moving], self._reflected = self.reflector.score(self._reflected, made[self.camera])
-            crossed = (scores >= self.reflector.threshold.item()) & alive[:, None] & self.config.terminate
+            left = np.clip(self.config.horizon - self._time, 1, length)  # a history need not be a whole number of chunks
+            sure = (scores >= self.reflector.threshold.item()) & self.config.terminate
+            crossed = sure & alive[:, None] & (np.arange(length) < left[:, None])
             terminated = crossed.any(1)
-            end = np.where(terminated, crossed.argmax(1), length - 1)
+            end = np.where(terminated, crossed.argmax(1), left - 1)
             played[moving] = np.arange(length) <= end[moving, None]
             self._time[moving] += length
             truncated[moving] = ~terminated[moving] & (self._time[moving] >= self.config.horizon)
