@@ -16,6 +16,14 @@ MINI = Path(__file__).with_name("mini.yaml")
 COFFEE, DRAWER = "coffee-button-v3", "drawer-close-v3"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def renderer():
+    """MuJoCo chooses how to render when it is imported, in this process by whichever test is first."""
+    from worldenv_cli.envs.rendering import choose_backend
+
+    os.environ.setdefault("MUJOCO_GL", choose_backend())
+
+
 @pytest.fixture(scope="session")
 def mini():
     """The miniature recipe."""

@@ -1,8 +1,5 @@
 """One Meta-World task without vectors: what is mended in it, what its pictures show and where the camera puts things."""
 
-import os
-import sys
-
 import numpy as np
 import pytest
 from conftest import COFFEE, DRAWER
@@ -10,7 +7,6 @@ from conftest import COFFEE, DRAWER
 from worldenv_cli.envs import metaworld as adapter
 from worldenv_cli.envs.camera import CameraConfig
 from worldenv_cli.envs.metaworld import MetaWorldConfig, MetaWorldTask, RenderContext, coarsen_meshes, expert
-from worldenv_cli.envs.rendering import choose_backend
 from worldenv_cli.errors import UserError
 
 CONFIG = MetaWorldConfig(tasks={COFFEE: "press it", DRAWER: "close it"}, resolution=64)
@@ -18,9 +14,7 @@ CONFIG = MetaWorldConfig(tasks={COFFEE: "press it", DRAWER: "close it"}, resolut
 
 @pytest.fixture(scope="module")
 def context():
-    """A rendering context in this process; MuJoCo chooses its renderer when it is imported."""
-    assert "mujoco" not in sys.modules or os.environ.get("MUJOCO_GL"), "mujoco was imported before a renderer was chosen"
-    os.environ["MUJOCO_GL"] = choose_backend()
+    """A rendering context in this process."""
     return RenderContext(CONFIG)
 
 

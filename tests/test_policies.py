@@ -236,6 +236,8 @@ def test_a_damaged_or_foreign_artifact_is_told(tmp_path, trained_policy):
         (whole, "simulator", "is of kind 'policy': expected 'simulator'"),
         (tmp_path / "nowhere", "policy", "nowhere does not exist: expected the folder of a policy; make it first"),
         (broken("old", reconfigured(worldenv_version="0.0.9")), "policy", r"was written by worldenv 0.0.9: this is .*"),
+        (broken("other", reconfigured(policy={"depth": 2})), "policy", "config.json: policy.depth: Extra inputs .*make the policy again"),
+        (broken("empty", reconfigured(policy={"width": None})), "policy", "config.json: policy.width: Input should be a valid integer"),
         (broken("wide", reconfigured(policy={"width": 64})), "policy", "its tensors do not fit CompactPolicy"),
     ):
         with pytest.raises(UserError, match=said):

@@ -72,6 +72,31 @@ def test_noise_by_episode(env, trained_policy):
     assert len(mean[1].actions) == 24 or mean[1].success[-1]  # a failure lasts to the horizon
 
 
+def test_a_collection_that_was_cut_off_goes_on(env, trained_policy, tmp_path, monkeypatch):
+    """Finished batches are kept whole, with everything that is known of them; only the rest is played, with the noise it would have had."""
+    chosen, noise = [(COFFEE, seed) for seed in range(5)], [0.0, 0.2, 0.2, 0.0, 0.2]
+    whole = play(env, chosen, trained_policy, noise=noise, seed=2)
+    steps, real = env.environment_steps, env.step
+
+    def cut(chunks):
+        if env.environment_steps - steps > environment_steps(whole[:3]):
+            raise KeyboardInterrupt
+        return real(chunks)
+
+    monkeypatch.setattr(env, "step", cut)
+    with pytest.raises(KeyboardInterrupt):
+        play(env, chosen, trained_policy, noise=noise, seed=2, keep=tmp_path / "kept")
+    monkeypatch.undo()
+    steps = env.environment_steps
+    again = play(env, chosen, trained_policy, noise=noise, seed=2, keep=tmp_path / "kept")
+    assert env.environment_steps - steps == environment_steps(whole[3:])
+    for a, b in zip(whole, again):
+        assert same(a, b) and np.array_equal(a.success, b.success) and (a.instruction, a.info) == (b.instruction, b.info)
+    steps = env.environment_steps
+    other = play(env, [(COFFEE, 9)] + chosen[1:3], trained_policy, keep=tmp_path / "kept")  # those of other starts are not taken for these
+    assert other[0].info["start"] == 9 and env.environment_steps - steps == environment_steps(other)
+
+
 def test_demonstrations_are_successes_and_all_tries_are_counted(env, mini):
     before = env.environment_steps
     episodes, cost = demonstrate(env, mini.ingest, 0)

@@ -7,6 +7,7 @@ from conftest import history
 
 from worldenv_cli.models import load_model, save_model
 from worldenv_cli.packing import normalised, pack, unpack
+from worldenv_cli.simulator.bank import OTHER_SCALE, PoseBank
 from worldenv_cli.simulator.conditioning import ActionMaps
 from worldenv_cli.simulator.fidelity import fidelity, perceptual_distance, psnr, ssim
 from worldenv_cli.simulator.simulator import Simulator
@@ -71,6 +72,54 @@ def test_action_maps_mark_the_hand_and_its_foot(mini):
             total, grid = weight.sum(), torch.arange(16) + 0.5
             assert abs((weight.sum(0) * grid).sum() / total * 4 - x) < 0.5 and abs((weight.sum(1) * grid).sum() / total * 4 - y) < 0.5
         torch.testing.assert_close(drawn[0, n, 1], drawn[0, n, 0] * states[0, n, 3])
+
+
+# The bank of poses
+
+
+def filled(size, frames, states, episodes):
+    bank = PoseBank(size, 3, 2, torch.diag(torch.tensor([1.0, 1.0, 1.0, 0.0])))
+    bank.fill(frames, states, episodes, torch.Generator().manual_seed(0))
+    return bank
+
+
+@pytest.mark.parametrize("size", [20, 60, 200])
+def test_the_bank_gives_the_frame_of_the_nearest_pose(size):
+    """Distances are metres, the gripper counts little; an empty place is never the nearest, whatever is excluded."""
+    generator = torch.Generator().manual_seed(1)
+    states = torch.rand(60, 4, generator=generator)
+    frames = torch.arange(60, dtype=torch.uint8)[:, None, None, None].expand(60, 3, 2, 2).contiguous()
+    bank = filled(size, frames, states, torch.arange(60) // 6)
+    kept = sorted({int(frame) for frame in bank.frames[: min(size, 60), 0, 0, 0]})
+    assert len(kept) == min(size, 60)
+    asked, exclude = torch.rand(7, 5, 4, generator=generator), torch.tensor([0, 3, 9, 3, 1, 2, 8])
+    scale = torch.tensor([1.0, 1.0, 1.0, OTHER_SCALE])
+    for excluded in (None, exclude):
+        found = bank.nearest(asked, excluded)
+        assert found.shape == (7, 5, 3, 2, 2) and found.dtype == torch.uint8
+        for row in range(7):
+            allowed = [n for n in kept if excluded is None or n // 6 != exclude[row]]
+            for t in range(5):
+                distance = ((states[allowed] - asked[row, t]) * scale).norm(dim=1)
+                chosen = allowed.index(int(found[row, t, 0, 0, 0]))
+                assert distance[chosen] <= distance.min() + 1e-3
+    np.testing.assert_array_equal(bank.nearest(states[None, kept])[0, :, 0, 0, 0], kept)  # a frame's own pose gives that frame
+
+
+def test_in_training_an_episode_is_not_looked_up_in_itself(simulator, demonstrations):
+    """It will not be in the bank when it counts."""
+    windows = Windows(demonstrations, "front", 4, simulator.config.unet.memory, 4)
+    windows.fill(simulator.bank, 0)
+    frames, states, episodes = windows.batch(np.random.default_rng(0), 20)
+    target, reach = frames[:, -8:-4], frames.shape[1] - 1 - 8
+    given = frames[:, 1 : 1 + reach], frames[:, 0], states[:, :5]
+    leaked = simulator.conditions(*given).alike
+    honest = simulator.conditions(*given, episodes).alike
+    assert torch.equal(leaked, normalised(target)) and not any(torch.equal(a, b) for a, b in zip(honest, normalised(target)))
+    pool = {e: {frame.numpy().tobytes() for frame in pack(episode.frames["front"], 4)} for e, episode in enumerate(demonstrations)}
+    for row, e in enumerate(episodes.tolist()):
+        for frame in ((honest[row] + 1) * 127.5).round().to(torch.uint8):
+            assert any(frame.numpy().tobytes() in pool[other] for other in pool if other != e)
 
 
 # Starting
@@ -231,7 +280,7 @@ def test_training_windows_are_what_steps_see(demonstrations):
     """First frame, memory, two chunks: cut from the episodes as `start` would remember them."""
     windows = Windows(demonstrations, "front", 4, (0, 1, 6), 4)
     assert len(windows.places) == sum(len(e.actions) - 7 for e in demonstrations)
-    frames, states, *_ = windows.batch(np.random.default_rng(0), 50)
+    frames, states, episodes = windows.batch(np.random.default_rng(0), 50)
     assert frames.shape == (50, 1 + 7 + 8, 48, 8, 8) and states.shape == (50, 9, 4)
     for row, place in enumerate(np.random.default_rng(0).integers(0, len(windows.places), 50)):
         e, t = windows.places[place]
@@ -239,6 +288,7 @@ def test_training_windows_are_what_steps_see(demonstrations):
         numbers = [0] + [max(t - 6 + i, 0) for i in range(15)]
         np.testing.assert_array_equal(unpack(frames[row], 4), episode.frames["front"][numbers])
         np.testing.assert_array_equal(states[row], episode.states[t : t + 9])
+        assert episodes[row] == e
 
 
 def short(proprioception, video):

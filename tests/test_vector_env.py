@@ -11,8 +11,7 @@ from conftest import COFFEE, DRAWER, history
 from gymnasium.utils import env_checker
 from gymnasium.vector import AutoresetMode
 
-from worldenv_cli.envs.metaworld import MetaWorldConfig
-from worldenv_cli.envs.rendering import choose_backend
+from worldenv_cli.envs.metaworld import MetaWorldConfig, MetaWorldTask, RenderContext
 from worldenv_cli.envs.vector import MetaWorldVectorEnv
 from worldenv_cli.errors import UserError
 from worldenv_cli.world_env import WorldEnv
@@ -155,9 +154,6 @@ def test_without_every_frame_only_the_last_is_drawn(env):
 
 def test_rows_are_the_task_itself(env):
     """Workers, vectors and neighbours change nothing: a row plays as one Meta-World instance does."""
-    os.environ["MUJOCO_GL"] = choose_backend()
-    from worldenv_cli.envs.metaworld import MetaWorldTask, RenderContext
-
     chunks = np.random.default_rng(2).uniform(-1, 1, env.action_space.shape).astype(np.float32)
     first, _ = env.reset(options={"starts": STARTS})
     info = env.step(chunks)[-1]

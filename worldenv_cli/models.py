@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+from pydantic import ValidationError
 from torch import nn
 
 from .artifacts import load_config, load_into, load_tensors, resolve, write_artifact
+from .errors import UserError
 from .policies.compact import CompactPolicy, CompactPolicyConfig
 from .policies.lora import AdaptedPolicy, LoraSettings
 from .reflector.compact import Reflector, ReflectorConfig
@@ -28,13 +30,18 @@ def save_model(folder: Path, kind: str, model: nn.Module, provenance: dict, card
 def load_model(reference: str | Path, kind: str, made_by: str = "make it first"):
     """The model of an artifact folder or Hub reference, in evaluation mode. A policy with an adapter comes back with it.
 
-    Raises UserError for a missing folder, another kind or version, a truncated file, missing or unexpected tensors.
+    Raises UserError for a missing folder, another kind or version, a truncated file, unknown settings, missing or unexpected tensors.
     """
     folder = Path(reference) if Path(reference).exists() else resolve(reference) if "@" in str(reference) else Path(reference)
     found = load_config(folder, kind, made_by)
     config_class, model_class = KINDS[kind]
-    model = model_class(config_class.model_validate(found[kind]))
-    if "lora" in found:
-        model = AdaptedPolicy(model, LoraSettings.model_validate(found["lora"]), found["accepted"])
+    try:
+        model = model_class(config_class.model_validate(found.get(kind)))
+        if "lora" in found:
+            model = AdaptedPolicy(model, LoraSettings.model_validate(found["lora"]), found.get("accepted"))
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        field = ".".join(str(part) for part in (kind, *wrong["loc"]))
+        raise UserError(f"{folder / 'config.json'}: {field}: {wrong['msg']}; make the {kind} again with this version") from error
     load_into(model, load_tensors(folder), folder)
     return model.eval()

@@ -33,7 +33,7 @@ class PostTrainConfig(Config):
         proprioception=TrainingConfig(steps=100, batch=64, learning_rate=1e-3, weight_decay=0.0),
         video=TrainingConfig(steps=150, batch=24, learning_rate=7e-4, weight_decay=0.01, average=0.99),
     )
-    refresh_reflector: CalibrateConfig = CalibrateConfig(training=TrainingConfig(steps=150, batch=12, learning_rate=5e-4, weight_decay=0.05))
+    refresh_reflector: CalibrateConfig = CalibrateConfig(training=TrainingConfig(steps=150, batch=32, learning_rate=5e-4, weight_decay=0.05))
     control: bool = Field(True, description="also run the last round with its advantages set to zero")
 
 

@@ -22,7 +22,8 @@ from .compact import Reflector
 
 
 class CalibrateConfig(Config):
-    training: TrainingConfig = TrainingConfig(steps=350, batch=12, learning_rate=1e-3, weight_decay=0.05)
+    training: TrainingConfig = TrainingConfig(steps=600, batch=32, learning_rate=1e-3, weight_decay=0.05)
+    frames: int = Field(8, ge=1, description="frames of each sequence in a training sample")
     calibration: CalibrationConfig = CalibrationConfig()
     calibration_share: float = Field(0.2, gt=0, lt=1, description="share of the exploration that sets scale, offset and threshold")
     shift: int = Field(2, ge=0, description="random shift of the pictures, pixels")
@@ -73,26 +74,31 @@ def train_reflector(
 
 
 def reflector_loss(reflector: Reflector, sequences, instructions: list[str], config: CalibrateConfig, rng: np.random.Generator):
+    """Binary cross-entropy over some frames of many sequences: neighbouring frames tell little that is new, other episodes much."""
     chosen = [sequences[i] for i in rng.integers(0, len(sequences), config.training.batch)]
-    every = int(rng.integers(1, 4))  # each frame, every second or third one: the paper samples frames over the trajectory
-    offset = int(rng.integers(0, every))
-    frames = [sequence.frames[offset::every] for sequence in chosen]
-    length = max(map(len, frames))
-    pictures, labels, mask = [], np.zeros((len(chosen), length), np.float32), np.zeros((len(chosen), length), np.float32)
-    words = []
-    for row, (sequence, kept) in enumerate(zip(chosen, frames)):
-        pictures.append(np.concatenate([sequence.frames[:1], kept, np.repeat(kept[-1:], length - len(kept), 0)]))
-        swap = len(instructions) > 1 and rng.random() < config.swapped
-        others = [instruction for instruction in instructions if instruction != sequence.instruction]
-        words.append(others[rng.integers(len(others))] if swap else sequence.instruction)
-        labels[row, : len(kept)] = 0 if swap else sequence.success[offset::every]
-        mask[row, : len(kept)] = 1
-    tensor = torch.from_numpy(np.stack(pictures)).permute(0, 1, 4, 2, 3).float() / 127.5 - 1  # (B, 1 + T, 3, H, W)
-    flat = tensor.flatten(1, 2)
-    tensor = shifted(flat, rng.integers(-config.shift, config.shift + 1, (len(chosen), 2))).unflatten(1, tensor.shape[1:3])
+    moments = [sampled_moments(sequence, config.frames, rng) for sequence in chosen]
+    pictures = np.stack([np.concatenate([sequence.frames[:1], sequence.frames[times]]) for sequence, times in zip(chosen, moments)])
+    labels = np.stack([sequence.success[times] for sequence, times in zip(chosen, moments)])
+    words = [sequence.instruction for sequence in chosen]
+    for row in np.flatnonzero(rng.random(len(chosen)) < config.swapped) if len(instructions) > 1 else []:
+        words[row] = rng.choice([instruction for instruction in instructions if instruction != words[row]])
+        labels[row] = False
+    tensor = torch.from_numpy(pictures).permute(0, 1, 4, 2, 3).float() / 127.5 - 1  # (B, 1 + T, 3, H, W)
+    offsets = rng.integers(-config.shift, config.shift + 1, (len(chosen), 2))
+    tensor = shifted(tensor.flatten(1, 2), offsets).unflatten(1, tensor.shape[1:3])
     logits, _ = reflector(tensor[:, 1:], tensor[:, 0], reflector.text(words))
-    mask = torch.from_numpy(mask)
-    return (F.binary_cross_entropy_with_logits(logits, torch.from_numpy(labels), reduction="none") * mask).sum() / mask.sum()
+    return F.binary_cross_entropy_with_logits(logits, torch.from_numpy(labels).float())
+
+
+def sampled_moments(sequence: LabelledFrames, count: int, rng: np.random.Generator) -> np.ndarray:
+    """`count` frame numbers in order: half of the time spread over the whole sequence (the paper samples frames uniformly over the trajectory),
+    half of the time consecutive ones, around the moment of success where there is one: there the label turns, and what turns it is small."""
+    length = len(sequence.frames)
+    if rng.random() < 0.5 or length <= count:
+        return np.sort(rng.choice(length, count, replace=length < count))
+    middle = int(np.argmax(sequence.success)) if sequence.success[-1] else int(rng.integers(length))
+    first = np.clip(middle - rng.integers(1, count), 0, length - count)
+    return np.arange(first, first + count)
 
 
 def score_sequences(reflector: Reflector, sequences: Sequence[LabelledFrames]) -> list[Scored]:

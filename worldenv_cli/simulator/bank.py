@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 OTHER_SCALE = 0.03  # metres that a unit of a state number without a position (the gripper's opening) is worth
+EMPTY = 1e6  # the state of an empty place, which is never the nearest
 
 
 class PoseBank(nn.Module):
@@ -17,13 +18,17 @@ class PoseBank(nn.Module):
     def __init__(self, size: int, picture: int, side: int, action_unit: Tensor):
         super().__init__()
         self.register_buffer("frames", torch.zeros(size, picture, side, side, dtype=torch.uint8))
-        self.register_buffer("states", torch.full((size, len(action_unit)), 1e6))  # an empty place is never the nearest
+        self.register_buffer("states", torch.full((size, len(action_unit)), EMPTY))
         self.register_buffer("episodes", torch.full((size,), -1, dtype=torch.int64))
         moves = action_unit.abs().sum(1) > 0
         self.register_buffer("scale", torch.where(moves, 1.0, OTHER_SCALE))
 
     def fill(self, frames: Tensor, states: Tensor, episodes: Tensor, generator: torch.Generator) -> None:
-        """Keep as many of these frames (N, P, h, w), states (N, S) and episode numbers (N,) as there is room for, drawn at random."""
+        """Keep as many of these frames (N, P, h, w), states (N, S) and episode numbers (N,) as there is room for, drawn at random.
+
+        What was there before goes.
+        """
+        self.states.fill_(EMPTY)
         chosen = torch.randperm(len(frames), generator=generator)[: len(self.frames)]
         for buffer, values in ((self.frames, frames), (self.states, states), (self.episodes, episodes)):
             buffer[: len(chosen)] = values[chosen]
