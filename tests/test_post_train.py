@@ -235,7 +235,9 @@ def test_groups_and_decisions(untrained):
     histories = untrained.pool.first["up"] + untrained.pool.middle["up"][:3]
     rollouts = imagine(untrained.env, adapted(untrained.policy), histories, 4, torch.Generator().manual_seed(0))
     assert rollouts.group.tolist() == np.repeat(range(5), 4).tolist() and len(rollouts.reward) == len(rollouts.stopped) == 20
-    assert rollouts.reward.std() > 0 and not rollouts.stopped.any() and rollouts.played.all()
+    assert rollouts.reward.std() > 0 and not rollouts.stopped.any()
+    left = np.repeat([24 - len(h.actions) for h in histories], 4)  # to the horizon, which need not lie between two chunks
+    assert np.bincount(rollouts.episode, weights=rollouts.played.sum(1)).tolist() == left.tolist()
     chunks = [-(-(24 - len(h.actions)) // 4) for h in histories]
     assert np.bincount(rollouts.episode).tolist() == np.repeat(chunks, 4).tolist()
     assert len(rollouts.chunk) == len(rollouts.log_prob) == len(rollouts.observation.state) == 4 * sum(chunks)

@@ -9,7 +9,7 @@ import torch
 
 from worldenv_cli import progress
 from worldenv_cli.errors import UserError
-from worldenv_cli.progress import Metrics, say, track
+from worldenv_cli.progress import Metrics, check_finite, say, track
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_only_the_first_process_speaks(capsys, monkeypatch):
 
 TERMINAL = """
 import time
-from worldenv_cli.progress import say, track
+from worldenv_cli.progress import check_finite, say, track
 with track("outer [x]", 2, "rounds") as outer:
     for _ in range(2):
         with track("inner", 3) as inner:
@@ -146,9 +146,8 @@ def test_tensorboard_events(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
-def test_check_finite(tmp_path):
-    metrics = Metrics(tmp_path)
-    metrics.check_finite(1, loss=1.0, other=torch.tensor(2.0))
+def test_check_finite():
+    check_finite("video simulator", 1, loss=1.0, other=torch.tensor(2.0))
     for bad in (float("nan"), float("inf"), torch.tensor(float("nan"))):
-        with pytest.raises(UserError, match=rf"^other is (nan|inf) at step 12 \({tmp_path}\): .*last good checkpoint is kept"):
-            metrics.check_finite(12, loss=1.0, other=bad)
+        with pytest.raises(UserError, match=r"^video simulator: other is (nan|inf) at step 12, .*last good checkpoint is kept"):
+            check_finite("video simulator", 12, loss=1.0, other=bad)
