@@ -53,8 +53,8 @@ def stopped(found, scores, threshold=0.5):
     [
         # the stop keeps what the horizon loses; the first frame's score stops nothing
         (ACHIEVED_AND_UNDONE, [0.9, 0.1, 0.6, 0.9, 0.1], ((1, 1), (0, 1), (0, 1), 2)),
-        # a stop after the task was undone still counts: it had been achieved by then
-        (ACHIEVED_AND_UNDONE, [0.0, 0.1, 0.1, 0.6, 0.1], ((1, 1), (0, 1), (0, 1), 3)),
+        # a stop after the task was undone does not count: it must stand, as it must at the horizon
+        (ACHIEVED_AND_UNDONE, [0.0, 0.1, 0.1, 0.6, 0.1], ((0, 1), (0, 1), (1, 1), 3)),
         (ACHIEVED_AND_UNDONE, [0.0, 0.6, 0.9, 0.9, 0.9], ((0, 1), (0, 1), (1, 1), 1)),  # too early
         (NEVER, [0.0, 0.1, 0.1, 0.9, 0.1], ((0, 1), (0, 1), (1, 1), 3)),
         (NEVER, [0.9, 0.1, 0.1, 0.1, 0.1], ((0, 1), (0, 1), (0, 0), 4)),
@@ -89,7 +89,11 @@ def test_stopping_by_a_real_reflector(mini):
         e.frames["front"] = np.zeros((len(e.states), 32, 32, 3), np.uint8)
     judge.threshold.fill_(1.1)
     result = stopping(found, judge)
-    assert result["false_stop"]["n"] == 0 and result["at_reflector_stop"]["successes"] == 2 and result["mean_stop"] == 3
+    assert (
+        result["false_stop"]["n"] == 0
+        and result["at_reflector_stop"] == result["at_horizon"] == {"successes": 1, "n": 2}
+        and result["mean_stop"] == 3
+    )
     judge.threshold.fill_(0.0)
     result = stopping(found, judge)
     assert result["false_stop"] == {"successes": 2, "n": 2} and result["mean_stop"] == 1

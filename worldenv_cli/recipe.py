@@ -60,6 +60,10 @@ class Recipe(Config):
                     raise ValueError(f"{name}.{key} is {getattr(section, key)!r}, but the environment has {value!r}; leave it out")
             # frozen for its readers; here it is still being made
             object.__setattr__(self, name, section.model_copy(update=wanted | extra))
+        if self.world_env.rows < self.post_train.updates.group:
+            raise ValueError(
+                f"world_env.rows is {self.world_env.rows}, less than one group of post_train.updates.group {self.post_train.updates.group}"
+            )
         horizon = self.env.chunks * self.env.chunk
         object.__setattr__(self, "world_env", self.world_env.model_copy(update={"horizon": horizon}))
         return self

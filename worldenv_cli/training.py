@@ -54,7 +54,7 @@ def train(
             check_finite(description, step, loss=value.item())
             optimizer.zero_grad(set_to_none=True)
             value.backward()
-            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            check_finite(description, step, gradient=torch.nn.utils.clip_grad_norm_(parameters, 1.0).item())
             optimizer.step()
             torch._foreach_lerp_(average, [p.detach() for p in parameters], 1 - min(config.average, (step + 1) / (step + 10)))
             bar.advance(loss=value.item(), **figures)

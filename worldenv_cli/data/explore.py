@@ -13,8 +13,8 @@ from .dataset import Episode
 
 
 class ExploreConfig(Config):
-    episodes: int = Field(60, ge=1, description="of each task")
-    held_out: int = Field(20, ge=0, description="further episodes of each task, on which simulator and reflector are measured and tasks gated")
+    episodes: int = Field(60, ge=4, description="of each task")
+    held_out: int = Field(20, ge=2, description="further episodes of each task, on which simulator and reflector are measured and tasks gated")
     noise: tuple[float, ...] = Field((0.0, 0.08, 0.15, 0.08), description="Laplace scales, in turn; much more ruins success and with it the data")
 
 
@@ -31,7 +31,7 @@ def explore(env: MetaWorldVectorEnv, policy, config: ExploreConfig, calibration_
 
 def split(episodes: Sequence[Episode], tasks: int, trained: int, calibration_share: float) -> None:
     """Mark each task's first `trained` episodes for training, the last share of those for calibration, and the rest as held out."""
-    calibration = round(trained * calibration_share)
+    calibration = max(round(trained * calibration_share), 1)
     for index, episode in enumerate(episodes):
         number = index // tasks
         episode.info["split"] = "held-out" if number >= trained else "calibration" if number >= trained - calibration else "train"

@@ -27,7 +27,7 @@ def outcomes(episodes: Sequence[Episode]) -> np.ndarray:
 def stopping(episodes: Sequence[Episode], reflector: Reflector) -> dict:
     """The same episodes with the reflector deciding when to stop, against playing on to the horizon.
 
-    Success then means: the task stands achieved at the stop, or had been achieved by then; at the horizon it must still stand.
+    Success means the same for both: the task stands achieved at that moment. An episode that is never stopped ends at the horizon.
     Returns counts {"at_reflector_stop", "at_horizon", "false_stop"} with n, and the mean control steps until the stop.
     """
     instantaneous = [np.array(episode.info["succeeding"][1:], bool) for episode in episodes]
@@ -35,7 +35,7 @@ def stopping(episodes: Sequence[Episode], reflector: Reflector) -> dict:
     scores = reflector.score_episodes([s.frames for s in sequences], [s.instruction for s in sequences])
     threshold = reflector.threshold.item()
     stops = [int(np.argmax(score[1:] >= threshold)) if (score[1:] >= threshold).any() else len(score) - 2 for score in scores]
-    at_stop = [bool(flags[stop] or episode.success[stop + 1]) for flags, stop, episode in zip(instantaneous, stops, episodes)]
+    at_stop = [bool(flags[stop]) for flags, stop in zip(instantaneous, stops)]
     stopped = [bool((score[1:] >= threshold).any()) for score in scores]
     return {
         "at_reflector_stop": {"successes": sum(at_stop), "n": len(episodes)},

@@ -23,7 +23,7 @@ from .compact import Reflector
 
 class CalibrateConfig(Config):
     training: TrainingConfig = TrainingConfig(steps=600, batch=32, learning_rate=1e-3, weight_decay=0.05)
-    frames: int = Field(8, ge=1, description="frames of each sequence in a training sample")
+    frames: int = Field(8, ge=2, description="frames of each sequence in a training sample")
     calibration: CalibrationConfig = CalibrationConfig()
     calibration_share: float = Field(0.2, gt=0, lt=1, description="share of the exploration that sets scale, offset and threshold")
     shift: int = Field(2, ge=0, description="random shift of the pictures, pixels")
