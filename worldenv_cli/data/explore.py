@@ -13,8 +13,8 @@ from .dataset import Episode
 
 
 class ExploreConfig(Config):
-    episodes: int = Field(60, ge=4, description="of each task")
-    held_out: int = Field(20, ge=2, description="further episodes of each task, on which simulator and reflector are measured and tasks gated")
+    episodes: int = Field(60, ge=2, description="of each task")
+    held_out: int = Field(20, ge=1, description="further episodes of each task, on which simulator and reflector are measured and tasks gated")
     noise: tuple[float, ...] = Field((0.0, 0.08, 0.15, 0.08), description="Laplace scales, in turn; much more ruins success and with it the data")
 
 
