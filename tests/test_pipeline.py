@@ -14,7 +14,7 @@ import pytest
 from conftest import COFFEE, DRAWER, MINI
 from typer.testing import CliRunner
 
-from worldenv_cli.artifacts import load_tensors
+from worldenv_cli.artifacts import load_config, load_tensors
 from worldenv_cli.cli import app
 from worldenv_cli.data.dataset import read_dataset, read_description
 from worldenv_cli.errors import UserError
@@ -23,11 +23,13 @@ from worldenv_cli.pipeline import run_stages
 from worldenv_cli.policies.lora import AdaptedPolicy
 from worldenv_cli.recipe import load_recipe
 
-DATASETS = ["demonstrations", "exploration", "rounds/1/probe", "rounds/2/probe", "acceptance"]
-POLICIES = ["sft", "rounds/1/start", "rounds/1/tuned", "rounds/2/start", "rounds/2/tuned", "rounds/2/control", "post-trained", "rival"]
+ACCEPTANCE = ["acceptance/start", "acceptance/tuned", "acceptance/control"]
+DATASETS = ["demonstrations", "exploration", "rounds/1/probe", *ACCEPTANCE]
+GATES = ["rounds/1/gate", "rounds/2/gate"]
+POLICIES = ["sft", "rounds/1/start", "rounds/1/tuned", "rounds/2/start", "rounds/2/tuned", "rounds/2/control", "post-trained", "control", "rival"]
 MODELS = {"simulator": "simulator", "rounds/2/simulator": "simulator", "reflector": "reflector", "rounds/2/reflector": "reflector"}
-EVALUATIONS = ["eval/imagined", "eval/sft", "eval/post-trained", "eval/rival", "eval/rounds-2-control", "eval/rounds-1-tuned"]
-ARTIFACTS = DATASETS + POLICIES + [*MODELS] + EVALUATIONS
+EVALUATIONS = ["eval/imagined", "eval/sft", "eval/post-trained", "eval/rival", "eval/control", "eval/rounds-1-tuned"]
+ARTIFACTS = DATASETS + GATES + POLICIES + [*MODELS] + EVALUATIONS
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +53,8 @@ def test_every_artifact_is_there_and_nothing_else(finished):
 @pytest.mark.parametrize("name", DATASETS)
 def test_datasets_load(finished, mini, name):
     episodes, described = read_dataset(finished.folder / name), read_description(finished.folder / name)
-    counts = {"demonstrations": 2, "exploration": 9, "acceptance": 2}
-    assert [sum(e.info["task"] == task for e in episodes) for task in (COFFEE, DRAWER)] == [counts.get(name, 4)] * 2
+    counts = {"demonstrations": 2, "exploration": 9, "rounds/1/probe": 4}
+    assert [sum(e.info["task"] == task for e in episodes) for task in (COFFEE, DRAWER)] == [counts.get(name, 1)] * 2
     assert described["environment_steps"] >= sum(len(e.actions) for e in episodes) * 4
     assert all(len(e.actions) <= 24 and e.frames["front"].shape[1:] == (32, 32, 3) for e in episodes)
 
@@ -60,8 +62,9 @@ def test_datasets_load(finished, mini, name):
 def test_starts_are_never_used_twice(finished):
     """Except where two policies are compared from the same ones."""
     used = {name: {(e.info["task"], e.info["start"]) for e in read_dataset(finished.folder / name)} for name in DATASETS}
-    assert sum(map(len, used.values())) == len(set().union(*used.values()))
-    assert len(used["acceptance"]) == 2
+    assert used["acceptance/start"] == used["acceptance/tuned"] == used["acceptance/control"]
+    different = [starts for name, starts in used.items() if name not in ACCEPTANCE[1:]]
+    assert sum(map(len, different)) == len(set().union(*different)) and len(used["acceptance/start"]) == 2
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -69,7 +72,7 @@ def test_policies_load(finished, name):
     policy = load_model(finished.folder / name, "policy")
     tensors = load_tensors(finished.folder / name)
     assert not policy.training and all(np.isfinite(tensor.numpy()).all() for tensor in tensors.values())
-    adapted = name in ("rounds/1/tuned", "rounds/2/tuned", "rounds/2/control", "post-trained")
+    adapted = name in ("rounds/1/tuned", "rounds/2/tuned", "rounds/2/control", "post-trained", "control")
     assert isinstance(policy, AdaptedPolicy) == adapted
     card = (finished.folder / name / "README.md").read_text()
     assert card.startswith("---\n") and "policy" in card
@@ -96,10 +99,12 @@ def test_the_post_trained_policy_is_the_tuned_one_where_it_was_accepted(finished
 def test_rounds_say_what_they_did(finished):
     for name in ("rounds/1/tuned", "rounds/2/tuned", "rounds/2/control"):
         result = json.loads((finished.folder / name / "round.json").read_text())
-        assert [row["task"] for row in result["gate"]] == [COFFEE, DRAWER]
         assert result["updates"] == len(result["history"]) > 0 and result["history"][-1]["control_steps"] > 0
         still = [update["advantage_spread"] == 0 for update in result["history"]]
         assert all(still) if name.endswith("control") else not any(still)
+    for name in GATES:
+        found = load_config(finished.folder / name, "gate")
+        assert [row["task"] for row in found["table"]] == [COFFEE, DRAWER] and set(found["baseline"]) == set(found["open_tasks"])
     logged = (finished.folder / "metrics" / "rounds/1/tuned/model/metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in logged] == [0, 1]
 
@@ -111,12 +116,13 @@ def test_report_has_every_arm(finished, report):
         assert len(row["outcomes"]) == row["pooled"]["n"] == 2 and sum(row["outcomes"]) == row["pooled"]["successes"]
         assert set(row["tasks"]) == {COFFEE, DRAWER} and row["real_environment_steps"] > 0
     cost = report["cost_by_dataset"]
-    assert list(cost) == DATASETS and all(steps > 0 for steps in cost.values())
+    assert sorted(cost) == sorted(DATASETS) and all(steps > 0 for steps in cost.values())
     assert arms["SFT"]["real_environment_steps"] == cost["demonstrations"]
-    assert arms["post-trained"]["real_environment_steps"] == arms["filtered SFT"]["real_environment_steps"] == sum(cost.values())
+    assert arms["post-trained"]["real_environment_steps"] == arms["filtered SFT"]["real_environment_steps"]
+    assert arms["post-trained"]["real_environment_steps"] == sum(cost.values()) - cost["acceptance/control"]
     offline = arms["post-trained offline, 1 round"]["real_environment_steps"]
     assert offline == cost["demonstrations"] + cost["exploration"]  # no probe, no acceptance test
-    assert arms["control (zero advantages)"]["real_environment_steps"] == offline + cost["rounds/1/probe"]
+    assert arms["control (zero advantages)"]["real_environment_steps"] == sum(cost.values()) - cost["acceptance/tuned"]
     assert [(c["a"], c["b"]) for c in report["comparisons"]][:2] == [("SFT", "post-trained"), ("filtered SFT", "post-trained")]
     assert {row["checkpoint"] for row in report["imagined_vs_real"]} == set(arms)
     assert report["wall_seconds"].keys() >= {"demonstrations", "sft", "exploration", "simulator", "reflector", "rounds/2/tuned", "eval/sft"}
@@ -165,7 +171,7 @@ def test_dry_run_plans_nothing_for_a_finished_run(finished, capsys):
 
 def test_a_change_reaches_what_depends_on_it_and_nothing_else(finished, capsys):
     plan, _ = planned(finished, capsys, "post_train.updates.clip=0.1")
-    kept = {"demonstrations", "sft", "exploration", "simulator", "reflector", "rounds/1/start"}
+    kept = {"demonstrations", "sft", "exploration", "simulator", "reflector", "rounds/1/start", "rounds/1/gate"}
     assert {name for name, stale in plan.items() if not stale} == kept
 
 
@@ -194,6 +200,14 @@ def test_stages_one_by_one_make_what_the_run_made(finished, mini, tmp_path, caps
     before = (tmp_path / "sft" / "provenance.json").stat().st_mtime_ns
     run_stages(load_recipe(MINI, ["sft.steps=3"]), tmp_path, ["sft"], force=True)
     assert (tmp_path / "sft" / "provenance.json").stat().st_mtime_ns != before
+
+
+@pytest.mark.parametrize("change, told", [("ingest.demos_per_task=3", "ingest.demos_per_task was 2"), ("seed=5", "seed was 0, here it is 5")])
+def test_an_input_of_another_recipe_is_not_used(finished, tmp_path, change, told):
+    shutil.copytree(finished.folder / "demonstrations", tmp_path / "demonstrations")
+    with pytest.raises(UserError, match=f"made with another recipe: {told}.*`worldenv ingest`"):
+        run_stages(load_recipe(MINI, [change]), tmp_path, ["sft"])
+    assert not (tmp_path / "sft").exists()
 
 
 @pytest.mark.parametrize(

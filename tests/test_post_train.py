@@ -196,8 +196,10 @@ def untrained(mini, simulator_config):
         for parameter in simulator.unet.parameters():  # its last layer begins at zero: imagination would be a still
             if not parameter.any():
                 parameter.normal_(std=0.3)
-    reflector.calibration.copy_(torch.tensor([30.0, 0.0]))
     episodes = [episode(24, 20), episode(24, None), episode(24, 21, "down"), episode(24, None, "down")]
+    words = np.concatenate(reflector.score_episodes([e.frames["front"] for e in episodes], [e.instruction for e in episodes]))
+    middle = np.log(words / (1 - words)).mean()
+    reflector.calibration.copy_(torch.tensor([30.0, -30 * middle]))
     pool = start_pool(episodes, [], "front", 4, seed=0)
     env = WorldEnv(simulator, reflector, WorldEnvConfig(rows=16, horizon=24, terminate=False), pool.first["up"])
     samples = ChunkSamples(successes(episodes), "front", 4)
@@ -211,15 +213,15 @@ def adapted(policy):
 
 
 def config(**changes):
-    few = {"updates": 1, "starts": 4, "group": 4, "minibatch": 1000, "anchor": 0.0, "hold": 0.0, "gain_cap": 1.0, "kl_budget": 1e6, "smoothing": 1}
+    few = {"updates": 1, "starts": 4, "group": 4, "minibatch": 1000, "anchor": 0.0, "hold": 0.0, "gain_cap": 1.0, "kl_budget": 1e6, "check_every": 1}
     rates = {"backbone_rate": 1e-3, "head_rate": 1e-3, "checkpoint_every": 1}
     return UpdatesConfig(**{**few, **rates, **changes})
 
 
-def update(world, policy, settings, baseline=None, pool=None, closed=None, tasks=("up", "down"), **options):
-    baseline = baseline or dict.fromkeys(tasks, 0.0)
+def update(world, policy, settings, baseline=None, pool=None, closed=None, tasks=("up", "down"), measure=None, **options):
+    baseline, measure = baseline or dict.fromkeys(tasks, 0.0), measure or (lambda asked: dict.fromkeys(asked, 0.0))
     where = pool or world.pool
-    return run_updates(policy, world.env, where, list(tasks), closed, world.samples, baseline, settings, world.sft, seed=1, **options)
+    return run_updates(policy, world.env, where, list(tasks), closed, world.samples, baseline, measure, settings, world.sft, seed=1, **options)
 
 
 def weights(policy):
@@ -285,11 +287,11 @@ def test_an_update_makes_what_was_better_likelier(untrained, monkeypatch):
     assert result["history"][0]["ratio_max"] == pytest.approx(1, abs=1e-3)  # the first step was taken from the policy that acted
 
 
-@pytest.mark.parametrize("smoothing", [1, 2])
-def test_gain_cap_closes_tasks_and_ends_the_round(untrained, smoothing):
+@pytest.mark.parametrize("check_every", [1, 2])
+def test_gain_cap_closes_tasks_and_ends_the_round(untrained, check_every):
     policy = adapted(untrained.policy)
-    result = update(untrained, policy, config(updates=4, smoothing=smoothing), baseline={"up": -2.0, "down": -2.0})
-    assert result["updates"] == smoothing and result["capped"] == ["up", "down"] and "cap" in result["stopped_because"]
+    result = update(untrained, policy, config(updates=4, check_every=check_every), baseline={"up": -2.0, "down": -2.0})
+    assert result["updates"] == check_every and result["capped"] == ["up", "down"] and "cap" in result["stopped_because"]
 
 
 class Recorded(StartPool):
@@ -331,7 +333,7 @@ def test_loss_that_is_no_number_stops(untrained):
 
 def test_resumed_updates_are_identical(untrained, tmp_path):
     """Cut off in the third update, with the anchor's and the simulator's noise in play; the caps' memory comes back too."""
-    settings = config(updates=4, anchor=0.1, smoothing=3, minibatch=32)
+    settings = config(updates=4, anchor=0.1, check_every=3, minibatch=32)
     whole, cut, resumed = (adapted(untrained.policy) for _ in range(3))
     expected = update(untrained, whole, settings, baseline={"up": -2.0, "down": 2.0})
     with pytest.raises(KeyboardInterrupt):
@@ -427,7 +429,7 @@ def test_the_reward_rises(untrained):
     env = WorldEnv(Sent(), Judge(), WorldEnvConfig(rows=64, horizon=8), pool.first["up"])
     world = SimpleNamespace(env=env, pool=pool, samples=untrained.samples, sft=untrained.sft)
     policy = adapted(untrained.policy)
-    before = imagined_success(policy, env, pool, list(TASKS), 1, 0, explore=False)
+    before = imagined_success(policy, env, pool, list(TASKS), 1, 0)
     update(world, policy, config(updates=15, starts=4, group=16, backbone_rate=3e-3, head_rate=3e-3, minibatch=64))
-    after = imagined_success(policy, env, pool, list(TASKS), 1, 0, explore=False)
+    after = imagined_success(policy, env, pool, list(TASKS), 1, 0)
     assert all(after[task] > before[task] + 0.1 for task in TASKS), (before, after)

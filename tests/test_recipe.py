@@ -130,7 +130,7 @@ def test_the_last_override_wins(load):
     "override, said",
     [
         ("env.row=3", "unknown setting env.row, did you mean rows?; env has tasks, action_repeat"),
-        ("sed=3", "unknown setting sed, did you mean seed?; the recipe has name, seed, out, env, ingest"),
+        ("sed=3", "unknown setting sed, did you mean seed?; the recipe has name, seed, device, out, env, ingest"),
         ("training.tuning.rnk=3", "unknown setting training.tuning.rnk, did you mean rank?; training.tuning has kind, rank, rate"),
         ("training.parts.2.rank=3", "training.parts has no item '2', expected a number from 0 to 1"),
         ("training.parts.x=3", "training.parts has no item 'x'"),

@@ -34,13 +34,14 @@ def pictures(episodes, length=13):
 @pytest.mark.parametrize("parts", [[13], [1] * 13, [1, 4, 4, 4], [5, 8]])
 def test_scoring_in_parts_is_scoring_at_once(reflector, demonstrations, parts):
     frames, instructions = pictures(demonstrations)
-    whole, _ = reflector.score(reflector.start(frames[:, 0], instructions), frames)
-    state, found = reflector.start(frames[:, 0], instructions), []
+    whole, _ = reflector.score(reflector.start(frames[:, :1], instructions), frames)
+    state, found = reflector.start(frames[:, :1], instructions), []
     for part in np.split(frames, np.cumsum(parts)[:-1], axis=1):
         scores, state = reflector.score(state, part)
         found.append(scores)
     np.testing.assert_allclose(np.concatenate(found, 1), whole, atol=1e-4)
-    assert whole.shape == (4, 13) and whole.min() >= 0 and whole.max() <= 1 and np.ptp(whole, axis=1).min() > 0.01
+    assert whole.shape == (4, 13) and whole.min() >= 0 and whole.max() <= 1 and np.ptp(whole, axis=1).min() > 1e-3
+    assert (np.diff(whole, axis=1) >= 0).all()  # what has been achieved stays achieved
 
 
 def test_episodes_of_different_lengths_are_scored_as_alone(reflector, demonstrations):
@@ -49,37 +50,52 @@ def test_episodes_of_different_lengths_are_scored_as_alone(reflector, demonstrat
     together = reflector.score_episodes(frames, instructions, batch=3)
     for one, words, scores in zip(frames, instructions, together):
         assert scores.shape == (len(one),)
-        alone, _ = reflector.score(reflector.start(one[None, 0], [words]), one[None])
+        alone, _ = reflector.score(reflector.start([one[:1]], [words]), one[None])
         np.testing.assert_allclose(scores, alone[0], atol=1e-4)
+
+
+def logits_of(reflector, frames, words, first):
+    """Logits of the frames by themselves, before the largest so far is taken."""
+    state = reflector.start(first, words)
+    found = []
+    for t in range(frames.shape[1]):
+        scores, state = reflector.score(state, frames[:, t : t + 1])
+        found.append(state.best.numpy().copy())
+        state.best.fill_(-torch.inf)
+    return np.stack(found, 1)
 
 
 def test_it_reads_the_instruction_the_first_frame_and_the_past(reflector, demonstrations):
     frames, instructions = pictures(demonstrations)
-
-    def last(frames, first=None, words=instructions):
-        scores, _ = reflector.score(reflector.start(frames[:, 0] if first is None else first, words), frames)
-        return scores[:, -1]
-
-    plain = last(frames)
+    plain = logits_of(reflector, frames, instructions, frames[:, :1])
     past = frames.copy()
-    past[:, 2:10] = past[:, :1]
-    for other in (last(frames, words=instructions[::-1]), last(frames, first=255 - frames[:, 0]), last(past)):
-        assert (np.abs(other - plain) > 1e-4).all()
+    past[:, 9] = past[:, 0]
+    for words, first, seen in ((instructions[::-1], frames, frames), (instructions, 255 - frames, frames), (instructions, frames, past)):
+        other = logits_of(reflector, seen, words, first[:, :1])
+        assert (np.abs(other - plain)[:, -1] > 1e-4).all()
 
 
 def test_a_score_does_not_see_the_future(reflector, demonstrations):
     frames, instructions = pictures(demonstrations)
     other = frames.copy()
     other[:, 7:] = 0
-    a, b = (reflector.score(reflector.start(frames[:, 0], instructions), f)[0] for f in (frames, other))
+    a, b = (logits_of(reflector, f, instructions, frames[:, :1]) for f in (frames, other))
     np.testing.assert_allclose(a[:, :7], b[:, :7], atol=1e-5)
     assert (np.abs(a[:, 7] - b[:, 7]) > 1e-4).all()
 
 
+def test_what_is_known_at_the_start_is_seen_but_not_judged(reflector, demonstrations):
+    """A logged moment: the frames before it are looked back at, and their scores are not those of the episode that begins there."""
+    frames, instructions = pictures(demonstrations)
+    whole = logits_of(reflector, frames, instructions, frames[:, :1])
+    _, state = reflector.score(reflector.start(frames[:, :6], instructions), frames[:, 6:8])
+    np.testing.assert_allclose(state.best, whole[:, 6:8].max(1), atol=1e-4)
+
+
 def test_rows_that_leave_do_not_change_the_others(reflector, demonstrations):
     frames, instructions = pictures(demonstrations)
-    whole, _ = reflector.score(reflector.start(frames[:, 0], instructions), frames)
-    _, state = reflector.score(reflector.start(frames[:, 0], instructions), frames[:, :5])
+    whole, _ = reflector.score(reflector.start(frames[:, :1], instructions), frames)
+    _, state = reflector.score(reflector.start(frames[:, :1], instructions), frames[:, :5])
     rest, _ = reflector.score(state.rows(torch.tensor([3, 1])), frames[[3, 1], 5:])
     np.testing.assert_allclose(rest, whole[[3, 1], 5:], atol=1e-4)
     masked, _ = reflector.score(state.rows(torch.tensor([True, False, False, True])), frames[[0, 3], 5:])
@@ -100,21 +116,29 @@ def test_platt_scaling_finds_what_made_the_labels(scale, offset):
     rng = np.random.default_rng(0)
     logits = rng.normal(0, 2, 5000)
     labels = (rng.random(5000) < 1 / (1 + np.exp(-(scale * logits + offset)))).astype(float)
-    found = fit_scale_and_offset(logits, labels)
+    found = fit_scale_and_offset(logits, labels, np.ones(5000))
     assert found == pytest.approx((scale, offset), rel=0.1, abs=0.1)
     assert likelihood(logits, labels, *found) >= likelihood(logits, labels) - 1e-4
     for nudge in ((1.1, 1), (0.9, 1), (1, 1.1), (1, 0.9)):  # it is a maximum, up to the little pull towards no change
         assert likelihood(logits, labels, found[0] * nudge[0], found[1] * nudge[1]) < likelihood(logits, labels, *found) + 1e-4
 
 
+def test_platt_scaling_believes_what_weighs():
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(0, 2, 4000), (rng.random(4000) < 0.5).astype(float)
+    labels[:2000] = rng.random(2000) < 1 / (1 + np.exp(-(1.5 * logits[:2000] + 1)))
+    weights = np.repeat([3.0, 1e-9], 2000)
+    assert fit_scale_and_offset(logits, labels, weights) == pytest.approx((1.5, 1), rel=0.1, abs=0.1)
+
+
 def test_platt_scaling_stays_a_ranking():
     logits = np.linspace(-3, 3, 100)
-    scale, offset = fit_scale_and_offset(logits, (logits < 0).astype(float))  # a reflector that is always wrong
+    scale, offset = fit_scale_and_offset(logits, (logits < 0).astype(float), np.ones(100))  # a reflector that is always wrong
     assert 0 < scale < 0.1 and np.isfinite(offset)
-    scale, offset = fit_scale_and_offset(logits, (logits > 0).astype(float))  # and one that is never
+    scale, offset = fit_scale_and_offset(logits, (logits > 0).astype(float), np.ones(100))  # and one that is never
     assert 1 < scale < 1000
     for labels in (np.zeros(100), np.ones(100)):
-        assert np.isfinite(fit_scale_and_offset(logits, labels)).all()
+        assert np.isfinite(fit_scale_and_offset(logits, labels, np.ones(100))).all()
 
 
 def scored(scores, success, task="a"):

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import history
+from torch.nn import functional as F
 
 from worldenv_cli.models import load_model, save_model
 from worldenv_cli.packing import normalised, pack, unpack
-from worldenv_cli.simulator.bank import OTHER_SCALE, PoseBank
+from worldenv_cli.simulator.bank import ALIKE, OTHER_SCALE, SAME_SCENE, PoseBank
 from worldenv_cli.simulator.conditioning import ActionMaps
 from worldenv_cli.simulator.fidelity import fidelity, perceptual_distance, psnr, ssim
 from worldenv_cli.simulator.simulator import Simulator
@@ -77,49 +78,71 @@ def test_action_maps_mark_the_hand_and_its_foot(mini):
 # The bank of poses
 
 
-def filled(size, frames, states, episodes):
-    bank = PoseBank(size, 3, 2, torch.diag(torch.tensor([1.0, 1.0, 1.0, 0.0])))
-    bank.fill(frames, states, episodes, torch.Generator().manual_seed(0))
+def filled(size, frames, states, first, places=None):
+    """A bank of pictures of 8 x 8 pixels, packed in blocks of 2; without `places` no picture is ever moved."""
+    bank = PoseBank(size, 8, 2, torch.diag(torch.tensor([1.0, 1.0, 1.0, 0.0])))
+    bank.fill(frames, states, torch.zeros(len(states), 2) if places is None else places, first, torch.Generator().manual_seed(0))
     return bank
+
+
+def plain(values):
+    """One packed picture of a single colour for each value."""
+    return torch.as_tensor(values, dtype=torch.uint8)[:, None, None, None].expand(-1, 12, 4, 4).contiguous()
 
 
 @pytest.mark.parametrize("size", [20, 60, 200])
 def test_the_bank_gives_the_frame_of_the_nearest_pose(size):
-    """Distances are metres, the gripper counts little; an empty place is never the nearest, whatever is excluded."""
+    """Distances are metres, the gripper counts little; an empty place is never the nearest, and neither is a frame of the same scene."""
     generator = torch.Generator().manual_seed(1)
-    states = torch.rand(60, 4, generator=generator)
-    frames = torch.arange(60, dtype=torch.uint8)[:, None, None, None].expand(60, 3, 2, 2).contiguous()
-    bank = filled(size, frames, states, torch.arange(60) // 6)
+    states, scenes = torch.rand(60, 4, generator=generator), torch.arange(60) // 6 * 20
+    bank = filled(size, plain(range(60)), states, plain(scenes))
     kept = sorted({int(frame) for frame in bank.frames[: min(size, 60), 0, 0, 0]})
     assert len(kept) == min(size, 60)
-    asked, exclude = torch.rand(7, 5, 4, generator=generator), torch.tensor([0, 3, 9, 3, 1, 2, 8])
+    asked, begun = torch.rand(7, 5, 4, generator=generator), torch.tensor([0, 60, 180, 60, 250, 40, 160])
     scale = torch.tensor([1.0, 1.0, 1.0, OTHER_SCALE])
-    for excluded in (None, exclude):
-        found = bank.nearest(asked, excluded)
-        assert found.shape == (7, 5, 3, 2, 2) and found.dtype == torch.uint8
-        for row in range(7):
-            allowed = [n for n in kept if excluded is None or n // 6 != exclude[row]]
-            for t in range(5):
-                distance = ((states[allowed] - asked[row, t]) * scale).norm(dim=1)
-                chosen = allowed.index(int(found[row, t, 0, 0, 0]))
-                assert distance[chosen] <= distance.min() + 1e-3
-    np.testing.assert_array_equal(bank.nearest(states[None, kept])[0, :, 0, 0, 0], kept)  # a frame's own pose gives that frame
+    found = bank.nearest(asked, torch.zeros(7, 5, 2), plain(begun))
+    assert found.shape == (7, 5, ALIKE, 12, 4, 4) and found.dtype == torch.uint8
+    for row in range(7):
+        allowed = [n for n in kept if scenes[n] != begun[row]]
+        for t in range(5):
+            distance = ((states[allowed] - asked[row, t]) * scale).norm(dim=1)
+            chosen = allowed.index(int(found[row, t, 0, 0, 0, 0]))
+            assert distance[chosen] <= distance.min() + 1e-3
+    own = bank.nearest(states[None, kept], torch.zeros(1, len(kept), 2), plain([250]))
+    np.testing.assert_array_equal(own[0, :, 0, 0, 0, 0], kept)  # a frame's own pose gives that frame, where it began otherwise
 
 
-def test_in_training_an_episode_is_not_looked_up_in_itself(simulator, demonstrations):
-    """It will not be in the bank when it counts."""
+def test_the_second_frame_comes_from_a_scene_that_began_alike():
+    """The nearest pose belongs to a dark scene; who begins in a bright one gets the next nearest, which does too."""
+    states = torch.tensor([[0.0, 0.5, 0.2, 1.0], [0.01, 0.5, 0.2, 1.0], [0.5, 0.5, 0.2, 1.0]])
+    bank = filled(10, plain([1, 2, 3]), states, plain([0, 255, 255]))
+    found = bank.nearest(states[:1].expand(2, 1, 4), torch.zeros(2, 1, 2), plain([10, 250]))
+    assert found[:, 0, :, 0, 0, 0].tolist() == [[1, 1], [1, 2]]
+
+
+def test_pictures_are_moved_to_where_the_hand_will_be():
+    picture = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
+    bank = PoseBank(5, 64, 4, torch.diag(torch.tensor([1.0, 1.0, 1.0, 0.0])))
+    packed = F.pixel_unshuffle(picture, 4)
+    bank.fill(packed, torch.zeros(1, 4), torch.tensor([[20.0, 30.0]]), packed, torch.Generator())
+    found = bank.nearest(torch.zeros(1, 1, 4), torch.tensor([[[23.2, 28.6]]]), 255 - packed)  # 3 pixels to the right, 1 up
+    moved = F.pixel_shuffle(found[0, 0, 0], 4)
+    torch.testing.assert_close(moved[:, :-1, 3:], picture[0, :, 1:, :-3])
+    torch.testing.assert_close(moved[:, -1, 3:], picture[0, :, -1, :-3])  # edges are repeated
+    far = bank.nearest(torch.zeros(1, 1, 4), torch.tensor([[[64.0, 30.0]]]), 255 - packed)
+    torch.testing.assert_close(F.pixel_shuffle(far[0, 0, 0], 4)[:, :, 8:], picture[0, :, :, :-8])  # at most an eighth of the picture
+
+
+def test_an_episode_is_never_looked_up_in_itself(simulator, demonstrations):
+    """Neither in training, where it would be the answer, nor in replays of training episodes; and no two episodes begin alike."""
     windows = Windows(demonstrations, "front", 4, simulator.config.unet.memory, 4)
-    windows.fill(simulator.bank, 0)
-    frames, states, episodes = windows.batch(np.random.default_rng(0), 20)
+    windows.fill(simulator.bank, simulator.maps, 0)
+    frames, states = windows.batch(np.random.default_rng(0), 20)
     target, reach = frames[:, -8:-4], frames.shape[1] - 1 - 8
-    given = frames[:, 1 : 1 + reach], frames[:, 0], states[:, :5]
-    leaked = simulator.conditions(*given).alike
-    honest = simulator.conditions(*given, episodes).alike
-    assert torch.equal(leaked, normalised(target)) and not any(torch.equal(a, b) for a, b in zip(honest, normalised(target)))
-    pool = {e: {frame.numpy().tobytes() for frame in pack(episode.frames["front"], 4)} for e, episode in enumerate(demonstrations)}
-    for row, e in enumerate(episodes.tolist()):
-        for frame in ((honest[row] + 1) * 127.5).round().to(torch.uint8):
-            assert any(frame.numpy().tobytes() in pool[other] for other in pool if other != e)
+    given = simulator.conditions(frames[:, 1 : 1 + reach], frames[:, 0], states[:, :5]).alike
+    assert not any(torch.equal(frame, real) for row, wanted in zip(given, normalised(target)) for frame, real in zip(row[:, 0], wanted))
+    scenes = simulator.bank.scenes[: sum(len(e.states) for e in demonstrations)].float().unique(dim=0) / 255
+    assert len(scenes) == len(demonstrations) and torch.pdist(scenes).min() > 2 * SAME_SCENE
 
 
 # Starting
@@ -280,7 +303,7 @@ def test_training_windows_are_what_steps_see(demonstrations):
     """First frame, memory, two chunks: cut from the episodes as `start` would remember them."""
     windows = Windows(demonstrations, "front", 4, (0, 1, 6), 4)
     assert len(windows.places) == sum(len(e.actions) - 7 for e in demonstrations)
-    frames, states, episodes = windows.batch(np.random.default_rng(0), 50)
+    frames, states = windows.batch(np.random.default_rng(0), 50)
     assert frames.shape == (50, 1 + 7 + 8, 48, 8, 8) and states.shape == (50, 9, 4)
     for row, place in enumerate(np.random.default_rng(0).integers(0, len(windows.places), 50)):
         e, t = windows.places[place]
@@ -288,7 +311,6 @@ def test_training_windows_are_what_steps_see(demonstrations):
         numbers = [0] + [max(t - 6 + i, 0) for i in range(15)]
         np.testing.assert_array_equal(unpack(frames[row], 4), episode.frames["front"][numbers])
         np.testing.assert_array_equal(states[row], episode.states[t : t + 9])
-        assert episodes[row] == e
 
 
 def short(proprioception, video):

@@ -74,6 +74,15 @@ def test_side_by_side_holds_the_shorter_one():
     assert (frames[0, : video.CAPTION_HEIGHT] == video.SUCCESS).all(-1).any()
 
 
+def test_stacked_puts_pairs_beside_each_other():
+    frames = video.stacked([("one", clip(5, 32, 32), clip(3, 32, 32)), ("two", clip(2, 32, 32), clip(1, 32, 32))])
+    assert frames.shape == (5, 28 + 2 * 128, 2 * (128 + 4), 3)
+    top, bottom = frames[:, 28 + 64], frames[:, 28 + 128 + 64]
+    np.testing.assert_array_equal(top[:, 64], COLOURS[[0, 1, 2, 3, 4]])
+    np.testing.assert_array_equal(bottom[:, 64], COLOURS[[0, 1, 2, 2, 2]])  # the shorter one holds its last frame
+    np.testing.assert_array_equal(top[:, 132 + 64], COLOURS[[0, 1, 1, 1, 1]])
+
+
 def test_captions_are_shortened_to_fit():
     long = video.caption("a label that is much too long for a picture of this size", 120, success=True)
     assert long.shape == (video.CAPTION_HEIGHT, 120, 3)

@@ -60,7 +60,7 @@ def test_gymnasiums_checks_that_apply(world):
 
 
 def test_it_steps_as_simulator_and_reflector_do(world, demonstrations):
-    """Frames and states are the simulator's, scores the reflector's word on real past and imagined present together."""
+    """Frames and states are the simulator's, scores the reflector's word on the imagined frames, with the real past to look back at."""
     moments = [0, 5, 9, 2]
     histories = [history(episode, moment) for episode, moment in zip(demonstrations, moments)]
     steps = play(world, histories, until=2)
@@ -70,9 +70,9 @@ def test_it_steps_as_simulator_and_reflector_do(world, demonstrations):
         assert np.abs(made["front"].astype(int) - info["frames"]["front"]).max() <= 1
         np.testing.assert_allclose(states, info["states"], atol=1e-5)
     for row, one in enumerate(histories):
-        frames = np.concatenate([one.frames, *(info["frames"]["front"][row] for *_, info in steps)])
-        scores = world.reflector.score_episodes([frames], [one.instruction])[0]
-        np.testing.assert_allclose(np.concatenate([info["scores"][row] for *_, info in steps]), scores[-8:], atol=1e-3)
+        imagined = np.concatenate([info["frames"]["front"][row] for *_, info in steps])
+        scores, _ = world.reflector.score(world.reflector.start([one.frames], [one.instruction]), imagined[None])
+        np.testing.assert_allclose(np.concatenate([info["scores"][row] for *_, info in steps]), scores[0], atol=1e-3)
 
 
 def test_without_a_stop_episodes_end_at_the_horizon_with_their_last_score(world, demonstrations):
@@ -204,5 +204,5 @@ def test_imagining_builds_no_graph(world, demonstrations):
     world.reset(options={"histories": [history(demonstrations[0])]})
     world.step(chunks())
     assert not any(value.requires_grad for value in vars(world._simulated).values())
-    assert not world._reflected.hidden.requires_grad and not world.simulator.training and not world.reflector.training
+    assert not world._reflected.best.requires_grad and not world.simulator.training and not world.reflector.training
     assert torch.is_grad_enabled()

@@ -16,16 +16,15 @@ def bench(run: Run) -> None:
         return
     import torch
 
-    from .models import load_model
     from .post_train.rollouts import imagine
     from .post_train.starts import reset_frames, start_pool
     from .rollout import play
     from .world_env import WorldEnv
 
     recipe = run.recipe
-    policy = load_model(run.path("sft"), "policy", "run `worldenv sft` first")
-    simulator = load_model(run.path("simulator"), "simulator", "run `worldenv simulate` first")
-    reflector = load_model(run.path("reflector"), "reflector", "run `worldenv calibrate` first")
+    policy = run.model("sft", "policy", "run `worldenv sft` first")
+    simulator = run.model("simulator", "simulator", "run `worldenv simulate` first")
+    reflector = run.model("reflector", "reflector", "run `worldenv calibrate` first")
     env = run.env(until_horizon=True, every_frame=True)
     chosen = starts("development", recipe.env.tasks, max(2 * env.num_envs // len(recipe.env.tasks), 1))
     play(env, chosen, policy, description="warm-up")  # instances of tasks are made when first needed
@@ -42,14 +41,14 @@ def bench(run: Run) -> None:
     rollouts = imagine(world, policy, histories, 1, None)
     imagined = rollouts.control_steps / (time.monotonic() - began)
 
-    peak, reached = matrix_peak(), simulator_flops(simulator, world.num_envs)
+    peak, reached = matrix_peak(run.device), simulator_flops(simulator, world.num_envs)
     result = {
         "real_steps_per_second": real,
         "real_workers": len(env.workers),
         "imagined_steps_per_second": imagined,
         "imagined_rows": world.num_envs,
         "ratio": imagined / real,
-        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if run.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads",
         "matrix_peak_gflops": peak / 1e9,
         "simulator_gflops": reached / 1e9,
         "share_of_peak": reached / peak,
@@ -62,15 +61,16 @@ def bench(run: Run) -> None:
     say(f"simulator: {reached / 1e9:.1f} of {peak / 1e9:.1f} GFLOP/s float32, {100 * reached / peak:.0f} % of the matrix peak")
 
 
-def matrix_peak(size: int = 1536, seconds: float = 1.0) -> float:
-    """float32 FLOP/s of a square matrix product, the best of several."""
+def matrix_peak(device, seconds: float = 1.0) -> float:
+    """float32 FLOP/s of a square matrix product on a torch device, the best of several."""
     import torch
 
-    a, b = torch.randn(size, size), torch.randn(size, size)
+    size = 8192 if device.type == "cuda" else 1536
+    a, b = torch.randn(size, size, device=device), torch.randn(size, size, device=device)
     best, began = float("inf"), time.monotonic()
     while time.monotonic() - began < seconds:
         start = time.perf_counter()
-        a @ b
+        (a @ b)[0, 0].item()  # waits for the device
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best
 

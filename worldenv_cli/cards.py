@@ -89,5 +89,19 @@ def reflector(model, measured: dict) -> str:
     )
 
 
+def gate(number: int, table: Sequence[dict]) -> str:
+    shown = ("real_success", "reflector_on_real", "reflector_on_imagined", "auc_imagined")
+    rows = ["| " + " | ".join([row["task"], str(row["n"]), *(_share(row.get(key)) for key in shown), row["reason"]]) + " |" for row in table]
+    return "\n".join(
+        [
+            f"# Gate of round {number}: which tasks both models can be trusted with",
+            "",
+            "| task | held-out episodes | true success | reflector on real frames | on imagined frames | AUC, imagined | verdict |",
+            "|---|---|---|---|---|---|---|",
+            *rows,
+        ]
+    )
+
+
 def _share(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"

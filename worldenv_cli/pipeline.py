@@ -4,11 +4,11 @@ import json
 import shutil
 import time
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from .artifacts import Checkpoint, content_hash, fingerprint, is_current, make_provenance
-from .atomic import staged, write_json
+from .atomic import read_json, staged, write_json
 from .data.dataset import Episode, read_dataset
 from .errors import UserError
 from .progress import Metrics, say
@@ -27,6 +27,21 @@ class Run:
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / "recipe.yaml").write_text(resolved_yaml(recipe))
 
+    @cached_property
+    def device(self):
+        """Where models live: torch.device. Raises UserError where a GPU is asked for and there is none."""
+        import torch
+
+        if self.recipe.device == "cuda" and not torch.cuda.is_available():
+            raise UserError("device is 'cuda', but torch finds no GPU here; see `worldenv doctor`, or set device=auto")
+        return torch.device("cuda" if self.recipe.device != "cpu" and torch.cuda.is_available() else "cpu")
+
+    def model(self, name: str, kind: str, made_by: str = "make it first"):
+        """The model of one of the run's artifacts, on the run's device, in evaluation mode."""
+        from .models import load_model
+
+        return load_model(self.path(name), kind, made_by).to(self.device)
+
     def path(self, name: str) -> Path:
         return self.folder / name
 
@@ -44,10 +59,17 @@ class Run:
             self._env.close()
             self._env = None
 
+    def settings(self, *sections: str) -> dict:
+        """The recipe's sections that an artifact depends on, and the seed. What only says how it is computed is left out."""
+        resolved = self.recipe.model_dump(mode="json")
+        resolved["env"] = {key: value for key, value in resolved["env"].items() if key not in ("workers", "rows", "renderer", "python")}
+        return {section: resolved[section] for section in sections} | {"seed": self.recipe.seed}
+
     def artifact(self, name: str, settings: dict, inputs: dict[str, str], make: Callable[[Path, dict], None]) -> None:
         """Make `name` by `make(folder, provenance)` unless it is current.
 
-        `inputs` maps the name of each artifact that it is made from to the command that makes that one. Raises UserError for a missing input.
+        `inputs` maps the name of each artifact that it is made from to the command that makes that one. Raises UserError for a missing
+        input, and for one that was made with other settings than this recipe's.
         """
         if self.dry_run:
             self._plan(name, settings, inputs)
@@ -56,6 +78,7 @@ class Run:
         for needed, command in inputs.items():
             if not self.path(needed).is_dir():
                 raise UserError(f"{self.path(needed)} does not exist: {name} is made from it; run `worldenv {command}` with this recipe first")
+            self._check_recipe(needed, command)
             hashes[needed] = content_hash(self.path(needed))
         if is_current(self.path(name), fingerprint(settings, hashes)) and not self.force:
             say(f"{name}: up to date")
@@ -72,6 +95,19 @@ class Run:
             if (self.folder / parent).is_dir() and not any((self.folder / parent).iterdir()):
                 (self.folder / parent).rmdir()
         self.episodes.cache_clear()
+
+    def _check_recipe(self, needed: str, command: str) -> None:
+        """An input made with another recipe would be mixed with what this one makes."""
+        made_with = read_json(self.path(needed) / "provenance.json")["settings"]
+        sections = [section for section in made_with if section in Recipe.model_fields]
+        here = self.settings(*sections)
+        found, wanted = ({name: value for section in sections for name, value in _flat(section, s[section])} for s in (made_with, here))
+        for name in found.keys() | wanted.keys():
+            if found.get(name) != wanted.get(name):
+                raise UserError(
+                    f"{self.path(needed)} was made with another recipe: {name} was {found.get(name)!r}, here it is {wanted.get(name)!r}; "
+                    f"run `worldenv {command}` with this recipe first, or choose another folder with --out"
+                )
 
     def _note(self, name: str, seconds: float) -> None:
         """Keep what an artifact took, where the report finds it; after a cut-off, what the run took that finished it."""
@@ -135,6 +171,8 @@ def run_stages(recipe: Recipe, out: Path, stages: list[str] | None = None, *, dr
         "bench": bench,
     }
     run = Run(recipe, out, dry_run=dry_run, force=force)
+    if recipe.device == "cuda":
+        run.device  # noqa: B018 - one that is not there is told before anything is made
     if dry_run:
         available.estimate(run)
     try:
@@ -142,6 +180,11 @@ def run_stages(recipe: Recipe, out: Path, stages: list[str] | None = None, *, dr
             functions[name](run)
     finally:
         run.close()
+
+
+def _flat(section: str, values) -> list[tuple[str, object]]:
+    """[("env.resolution", 64), ...]; the seed is no section and stays as it is."""
+    return [(f"{section}.{key}", value) for key, value in values.items()] if isinstance(values, dict) else [(section, values)]
 
 
 def peak_memory_gb() -> float:

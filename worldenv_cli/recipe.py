@@ -4,7 +4,7 @@ import re
 import types
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -34,6 +34,7 @@ class Recipe(Config):
 
     name: str = Field(pattern=r"^[\w.-]+$", description="letters, digits, dots and dashes: it names the run's folder")
     seed: int = Field(0, ge=0)
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU where there is one")
     out: str = Field("runs/{name}", description="folder of the run")
     env: MetaWorldConfig
     ingest: IngestConfig = IngestConfig()
@@ -51,21 +52,20 @@ class Recipe(Config):
     @model_validator(mode="after")
     def _one_protocol(self) -> "Recipe":
         """Every model sees the pictures and moves by the chunks that the environment has; nothing else would be trained or played as meant."""
-        wanted = {"resolution": self.env.resolution, "camera": self.env.camera.name}
-        for name, extra in (("policy", {"chunk": self.env.chunk}), ("simulator", {"chunk": self.env.chunk}), ("reflector", {})):
+        picture = {"resolution": self.env.resolution, "camera": self.env.camera.name}
+        chunk = {"chunk": self.env.chunk}
+        horizon = {"horizon": self.env.chunks * self.env.chunk}
+        for name, wanted in (("policy", picture | chunk), ("simulator", picture | chunk), ("reflector", picture), ("world_env", horizon)):
             section = getattr(self, name)
-            given = {key for key in (wanted | extra) if key in section.model_fields_set}
-            for key, value in (wanted | extra).items():
-                if key in given and getattr(section, key) != value:
+            for key, value in wanted.items():
+                if key in section.model_fields_set and getattr(section, key) != value:
                     raise ValueError(f"{name}.{key} is {getattr(section, key)!r}, but the environment has {value!r}; leave it out")
             # frozen for its readers; here it is still being made
-            object.__setattr__(self, name, section.model_copy(update=wanted | extra))
+            object.__setattr__(self, name, section.model_copy(update=wanted))
         if self.world_env.rows < self.post_train.updates.group:
             raise ValueError(
                 f"world_env.rows is {self.world_env.rows}, less than one group of post_train.updates.group {self.post_train.updates.group}"
             )
-        horizon = self.env.chunks * self.env.chunk
-        object.__setattr__(self, "world_env", self.world_env.model_copy(update={"horizon": horizon}))
         return self
 
     @property

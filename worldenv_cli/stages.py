@@ -10,18 +10,11 @@ from .data.expert import demonstrate
 from .data.explore import explore as explore_with
 from .data.explore import of_split
 from .envs.metaworld import ACTION_NAMES, ENVIRONMENT_HZ, METRES_PER_STEP, STATE_NAMES
-from .models import load_model, save_model
+from .models import save_model
 from .pipeline import Run
 from .rollout import environment_steps
 
 MADE_BY = {"demonstrations": "ingest", "sft": "sft", "exploration": "explore", "simulator": "simulate", "reflector": "calibrate"}
-
-
-def settings(run: Run, *sections: str) -> dict:
-    """The recipe's sections that an artifact depends on. How many rows are played side by side changes nothing that is recorded."""
-    resolved = run.recipe.model_dump(mode="json")
-    resolved["env"] = {key: value for key, value in resolved["env"].items() if key not in ("workers", "rows", "renderer", "python")}
-    return {section: resolved[section] for section in sections} | {"seed": run.recipe.seed}
 
 
 def needs(*names: str) -> dict[str, str]:
@@ -74,7 +67,7 @@ def ingest(run: Run) -> None:
         episodes, cost = demonstrate(run.env(), run.recipe.ingest, run.recipe.seed)
         save_dataset(run, folder, episodes, provenance, "Meta-World's scripted experts", cost)
 
-    run.artifact("demonstrations", settings(run, "env", "ingest"), {}, make)
+    run.artifact("demonstrations", run.settings("env", "ingest"), {}, make)
 
 
 def sft(run: Run) -> None:
@@ -85,22 +78,22 @@ def sft(run: Run) -> None:
         from .policies.sft import fine_tune
 
         torch.manual_seed(run.recipe.seed)
-        policy = CompactPolicy(run.recipe.policy)
+        policy = CompactPolicy(run.recipe.policy).to(run.device)
         demonstrations = run.episodes("demonstrations")
         fine_tune(policy, demonstrations, run.recipe.sft, seed=run.recipe.seed, checkpoint=run.checkpoint("sft"), metrics=run.metrics("sft"))
         save_model(folder, "policy", policy, provenance, cards.policy("fine-tuned on demonstrations", demonstrations, policy))
 
-    run.artifact("sft", settings(run, "policy", "sft"), needs("demonstrations"), make)
+    run.artifact("sft", run.settings("policy", "sft"), needs("demonstrations"), make)
 
 
 def explore(run: Run) -> None:
     def make(folder, provenance):
         recipe = run.recipe
-        policy = load_model(run.path("sft"), "policy", "run `worldenv sft` first")
+        policy = run.model("sft", "policy", "run `worldenv sft` first")
         episodes = explore_with(run.env(), policy, recipe.explore, recipe.calibrate.calibration_share, recipe.seed, run.kept("exploration"))
         save_dataset(run, folder, episodes, provenance, "rollouts of the fine-tuned policy with exploration noise", environment_steps(episodes))
 
-    chosen = settings(run, "env", "explore") | {"calibration_share": run.recipe.calibrate.calibration_share}
+    chosen = run.settings("env", "explore") | {"calibration_share": run.recipe.calibrate.calibration_share}
     run.artifact("exploration", chosen, needs("sft"), make)
 
 
@@ -121,16 +114,16 @@ def simulate(run: Run) -> None:
         from .simulator.train import train_simulator
 
         torch.manual_seed(run.recipe.seed)
-        simulator = Simulator(simulator_config(run))
+        simulator = Simulator(simulator_config(run)).to(run.device)
         episodes = run.episodes("demonstrations") + of_split(run.episodes("exploration"), "train")
         parts = run.checkpoint("simulator", "proprioception"), run.checkpoint("simulator", "video")
         metrics = run.metrics("simulator", "video")
         train_simulator(simulator, episodes, run.recipe.simulate, seed=run.recipe.seed, checkpoints=parts, metrics=metrics)
-        measured = fidelity(simulator.eval(), of_split(run.episodes("exploration"), "held-out"), load_model(run.path("sft"), "policy"))
+        measured = fidelity(simulator.eval(), of_split(run.episodes("exploration"), "held-out"), run.model("sft", "policy"))
         write_json(folder / "fidelity.json", measured)
         save_model(folder, "simulator", simulator, provenance, cards.simulator(simulator, measured))
 
-    run.artifact("simulator", settings(run, "simulator", "simulate"), needs("demonstrations", "exploration", "sft"), make)
+    run.artifact("simulator", run.settings("simulator", "simulate"), needs("demonstrations", "exploration", "sft"), make)
 
 
 def calibrate(run: Run) -> None:
@@ -140,12 +133,12 @@ def calibrate(run: Run) -> None:
         from .reflector.compact import Reflector
 
         torch.manual_seed(run.recipe.seed)
-        simulator = load_model(run.path("simulator"), "simulator", "run `worldenv simulate` first")
-        reflector = Reflector(run.recipe.reflector)
+        simulator = run.model("simulator", "simulator", "run `worldenv simulate` first")
+        reflector = Reflector(run.recipe.reflector).to(run.device)
         episodes = run.episodes("demonstrations") + run.episodes("exploration")
         make_reflector(run, "reflector", folder, provenance, reflector, simulator, episodes, run.recipe.calibrate)
 
-    run.artifact("reflector", settings(run, "reflector", "calibrate"), needs("demonstrations", "exploration", "simulator"), make)
+    run.artifact("reflector", run.settings("reflector", "calibrate"), needs("demonstrations", "exploration", "simulator"), make)
 
 
 def make_reflector(run: Run, name: str, folder: Path, provenance: dict, reflector, simulator, episodes: list[Episode], config) -> None:
@@ -175,7 +168,7 @@ def make_reflector(run: Run, name: str, folder: Path, provenance: dict, reflecto
 
 
 def estimate(run: Run) -> None:
-    """For a dry run: what would be built, and what it would cost at least in environment steps."""
+    """For a dry run: what would be built, and what it would cost at most in environment steps."""
     from .policies.compact import CompactPolicy
     from .progress import say
     from .reflector.compact import Reflector
@@ -193,8 +186,8 @@ def estimate(run: Run) -> None:
     real = {
         "demonstrations": recipe.ingest.demos_per_task,
         "exploration": recipe.explore.episodes + recipe.explore.held_out,
-        "probes": config.rounds * config.probe,
-        "acceptance": 2 * config.validation,
+        "probes": (config.rounds - 1) * config.probe,
+        "acceptance": (3 if config.control else 2) * config.validation,
     }
     for name, episodes in real.items():
         say(f"{name}: {episodes * tasks} real episodes, at most {episodes * tasks * recipe.env.horizon:,} environment steps")

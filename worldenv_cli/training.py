@@ -19,6 +19,7 @@ class TrainingConfig(Config):
     weight_decay: float = Field(0.05, ge=0)
     warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps")
     average: float = Field(0.99, ge=0, lt=1, description="decay of the weight average that is kept")
+    bf16: bool = Field(False, description="forward passes in bfloat16, weights in float32: for GPUs")
     checkpoint_every: int = Field(200, ge=1)
 
 
@@ -50,7 +51,8 @@ def train(
             torch.manual_seed(int(rng.integers(2**62)))
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * _schedule(step / config.steps, config.warmup)
-            value, figures = loss(step, rng)
+            with torch.autocast(parameters[0].device.type, torch.bfloat16, enabled=config.bf16):
+                value, figures = loss(step, rng)
             check_finite(description, step, loss=value.item())
             optimizer.zero_grad(set_to_none=True)
             value.backward()

@@ -12,6 +12,7 @@ from gymnasium.vector.utils import batch_space
 from pydantic import Field
 
 from .config import Config
+from .envs.spaces import chunk_spaces
 from .reflector.compact import Reflector
 from .simulator.simulator import History, Simulator
 
@@ -37,15 +38,7 @@ class WorldEnv(gymnasium.vector.VectorEnv):
         made = simulator.config
         state_size, action_size = np.shape(made.action_unit)
         self.camera, self.num_envs = made.camera, config.rows
-        size = made.resolution
-        self.single_observation_space = gymnasium.spaces.Dict(
-            {
-                "images": gymnasium.spaces.Dict({made.camera: gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)}),
-                "state": gymnasium.spaces.Box(-np.inf, np.inf, (state_size,), np.float32),
-                "instruction": gymnasium.spaces.Text(512, min_length=0, charset=frozenset(map(chr, range(32, 0x250)))),
-            }
-        )
-        self.single_action_space = gymnasium.spaces.Box(-1, 1, (made.chunk, action_size), np.float32)
+        self.single_observation_space, self.single_action_space = chunk_spaces(made.camera, made.resolution, state_size, made.chunk, action_size)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self.control_steps = 0  # imagined so far, all rows
@@ -66,18 +59,8 @@ class WorldEnv(gymnasium.vector.VectorEnv):
         self._time = np.array([len(history.actions) for history in histories] + [0] * (self.num_envs - count))
         self._moving = np.arange(count)  # the rows that simulator and reflector hold, in their order
         self._simulated = self.simulator.start(histories)
-        self._reflected = self._read(histories)
+        self._reflected = self.reflector.start([history.frames for history in histories], [history.instruction for history in histories])
         return self._observation(), {"alive": self._alive()}
-
-    def _read(self, histories: list[History]):
-        """The reflector's state after the real frames of each history; those of one length are read together."""
-        state = self.reflector.start(np.stack([history.frames[0] for history in histories]), [history.instruction for history in histories])
-        lengths = np.array([len(history.frames) for history in histories])
-        for length in np.unique(lengths):
-            rows = np.flatnonzero(lengths == length)
-            _, read = self.reflector.score(state.rows(rows), np.stack([histories[row].frames for row in rows]))
-            state.hidden[:, rows] = read.hidden
-        return state
 
     def step(self, chunks: np.ndarray):
         moving, length = self._moving, self.simulator.config.chunk

@@ -18,19 +18,7 @@ from gymnasium.vector.utils import batch_space
 from ..errors import UserError
 from .metaworld import ACTION_NAMES, STATE_NAMES, MetaWorldConfig
 from .rendering import choose_backend
-
-
-def chunk_spaces(config: MetaWorldConfig) -> tuple[gymnasium.spaces.Dict, gymnasium.spaces.Box]:
-    """(observation space, action space) of a single row."""
-    size = config.resolution
-    observation = gymnasium.spaces.Dict(
-        {
-            "images": gymnasium.spaces.Dict({config.camera.name: gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)}),
-            "state": gymnasium.spaces.Box(-np.inf, np.inf, (len(STATE_NAMES),), np.float32),
-            "instruction": gymnasium.spaces.Text(512, min_length=0, charset=frozenset(map(chr, range(32, 0x250)))),
-        }
-    )
-    return observation, gymnasium.spaces.Box(-1, 1, (config.chunk, len(ACTION_NAMES)), np.float32)
+from .spaces import chunk_spaces
 
 
 class MetaWorldVectorEnv(gymnasium.vector.VectorEnv):
@@ -48,7 +36,8 @@ class MetaWorldVectorEnv(gymnasium.vector.VectorEnv):
     def __init__(self, config: MetaWorldConfig, *, until_horizon: bool = False, every_frame: bool = True):
         self.config, self.until_horizon, self.every_frame = config, until_horizon, every_frame
         self.num_envs = config.rows
-        self.single_observation_space, self.single_action_space = chunk_spaces(config)
+        spaces = chunk_spaces(config.camera.name, config.resolution, len(STATE_NAMES), config.chunk, len(ACTION_NAMES))
+        self.single_observation_space, self.single_action_space = spaces
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self.environment_steps = 0  # every step of every row since the making of this object: the cost that is reported

@@ -8,32 +8,31 @@ from ..artifacts import package_versions
 from ..atomic import write_json
 from ..data.dataset import read_description
 from ..envs.starts import starts
-from ..models import load_model
 from ..pipeline import Run
 from ..post_train.rounds import imagined_success
-from ..post_train.stages import models_of, read_round, real_data
+from ..post_train.stages import all_real_data, models_of, read_gate, read_updates, real_data
 from ..post_train.starts import reset_frames, start_pool
 from ..progress import say
 from ..recipe import resolved_yaml
 from ..rollout import play
-from ..stages import needs, settings
+from ..stages import needs
 from ..world_env import WorldEnv
 from .protocol import arm, compare, outcomes, stopping
 from .report import print_tables, write_report
-from .video import contact_sheet, save_video, side_by_side
+from .video import contact_sheet, save_animation, save_video, side_by_side, stacked
 
 
 def arms(run: Run) -> dict[str, tuple[str, list[str]]]:
     """{name: (policy artifact, the real data that it has cost)}."""
     config = run.recipe.post_train
-    last, everything = config.rounds, real_data(run, config.rounds + 1) + (["acceptance"] if config.validation else [])
+    everything = all_real_data(run, "tuned")
     found = {
         "SFT": ("sft", ["demonstrations"]),
         "filtered SFT": ("rival", everything),
         "post-trained": ("post-trained", everything),
     }
     if config.control:
-        found["control (zero advantages)"] = (f"rounds/{last}/control", real_data(run, last))
+        found["control (zero advantages)"] = ("control", all_real_data(run, "control"))
     if run.recipe.eval.offline:
         found["post-trained offline, 1 round"] = ("rounds/1/tuned", real_data(run, 1))
     return found
@@ -45,21 +44,18 @@ def evaluate_imagined(run: Run) -> None:
     policies = {name: policy for name, (policy, _) in arms(run).items()}
 
     def make(folder, provenance):
-        env_model = load_model(run.path(simulator), "simulator"), load_model(run.path(reflector), "reflector")
+        env_model = run.model(simulator, "simulator"), run.model(reflector, "reflector")
         chosen = starts("validation", config.env.tasks, config.eval.imagined_starts, offset=5000, run_seed=config.seed)
         pool = start_pool([], reset_frames(run.env(), chosen), env_model[0].config.camera, env_model[0].config.chunk, config.seed)
         env = WorldEnv(*env_model, config.world_env, [h for found in pool.first.values() for h in found])
         tasks, count = list(config.env.tasks), config.eval.imagined_starts
-        found = {
-            name: imagined_success(load_model(run.path(path), "policy"), env, pool, tasks, count, config.seed, explore=False)
-            for name, path in policies.items()
-        }
+        found = {name: imagined_success(run.model(path, "policy"), env, pool, tasks, count, config.seed) for name, path in policies.items()}
         write_json(folder / "imagined.json", {"n": count, "arms": found})
         write_json(folder / "provenance.json", provenance)
         for name, by_task in found.items():
             say(f"imagined success of {name}: " + ", ".join(f"{task} {value:.2f}" for task, value in by_task.items()))
 
-    run.artifact("eval/imagined", settings(run, "eval", "world_env", "env"), needs(simulator, reflector, *policies.values()), make)
+    run.artifact("eval/imagined", run.settings("eval", "world_env", "env"), needs(simulator, reflector, *policies.values()), make)
 
 
 def evaluate_real(run: Run) -> None:
@@ -85,33 +81,35 @@ def _play_arm(run: Run, name: str, policy: str) -> None:
         chosen = starts("evaluation", recipe.env.tasks, recipe.eval.starts, offset=recipe.eval.offset)
         env = run.env(until_horizon=to_the_end, every_frame=to_the_end)
         keep = run.kept(f"eval/{slug}")
-        episodes = play(env, chosen, load_model(run.path(policy), "policy"), description=f"evaluation: {name}", keep=keep)
+        episodes = play(env, chosen, run.model(policy, "policy"), description=f"evaluation: {name}", keep=keep)
         result = {"tasks": [episode.info["task"] for episode in episodes], "outcomes": outcomes(episodes).tolist()}
         if to_the_end:
-            judge = load_model(run.path(reflector), "reflector")
+            judge = run.model(reflector, "reflector")
             result |= stopping(episodes, judge)
             _film(run, folder, episodes)
         write_json(folder / "outcomes.json", result)
         write_json(folder / "provenance.json", provenance)
 
-    protocol = settings(run, "env") | {"starts": recipe.eval.starts, "offset": recipe.eval.offset}
+    protocol = run.settings("env") | {"starts": recipe.eval.starts, "offset": recipe.eval.offset}
     run.artifact(f"eval/{slug}", protocol, needs(policy, *([reflector] if to_the_end else [])), make)
 
 
 def _film(run: Run, folder, episodes) -> None:
-    """A real episode of every task beside the simulator's replay of its actions, and a sheet of stills."""
+    """A real episode of every task beside the simulator's replay of its actions; all of them in one small animation; a sheet of stills."""
     from ..simulator.simulator import History
 
-    simulator = load_model(run.path(models_of(run.recipe.post_train.rounds)[0]), "simulator")
-    camera, rows = simulator.config.camera, []
+    simulator = run.model(models_of(run.recipe.post_train.rounds)[0], "simulator")
+    camera, rows, columns = simulator.config.camera, [], []
     for task in run.recipe.env.tasks:
         episode = next(e for e in episodes if e.info["task"] == task)
         history = History(episode.frames[camera][:1], episode.states[:1], episode.actions[:0], episode.instruction)
         imagined, _ = simulator.replay([history], [episode.actions])[0]
         rows += [(f"{task} real", episode.frames[camera]), (f"{task} imagined", imagined)]
+        columns.append((task, episode.frames[camera], imagined))
         frames = side_by_side(episode.frames[camera], imagined, ("real", "imagined"), bool(episode.success[-1]))
         save_video(folder / f"{task}.mp4", frames, run.recipe.env.control_hz / 2)
     contact_sheet(folder / "stills.png", rows)
+    save_animation(folder / "rollouts.gif", stacked(columns), run.recipe.env.control_hz / 2)
 
 
 def _read(run: Run, name: str) -> dict:
@@ -121,7 +119,7 @@ def _read(run: Run, name: str) -> dict:
 def _report(run: Run) -> dict:
     recipe, config = run.recipe, run.recipe.post_train
     costs = {}
-    for dataset in real_data(run, config.rounds + 1) + (["acceptance"] if config.validation else []):
+    for dataset in dict.fromkeys(dataset for _, data in arms(run).values() for dataset in data):
         costs[dataset] = read_description(run.path(dataset))["environment_steps"]
     found, rows, tasks = {}, [], []
     for name, (policy, data) in arms(run).items():
@@ -138,7 +136,7 @@ def _report(run: Run) -> dict:
     ]
     pairs += [("SFT", "post-trained offline, 1 round")]
     imagined = _read(run, "eval/imagined/imagined.json") if run.path("eval/imagined").is_dir() else {"arms": {}, "n": 0}
-    rounds = [read_round(run.path(f"rounds/{n}/tuned")) for n in range(1, config.rounds + 1)]
+    rounds = [read_gate(run, n) | read_updates(run, n) for n in range(1, config.rounds + 1)]
     timing = _read(run, "timing.json") if run.path("timing.json").is_file() else {}
     accepted = _read(run, "post-trained/acceptance.json")
     last_simulator, last_reflector = models_of(config.rounds)
@@ -151,7 +149,7 @@ def _report(run: Run) -> dict:
         "protocol": _protocol(recipe),
         "arms": rows,
         "comparisons": [compare(found[a], found[b], tasks) for a, b in pairs if a in found and b in found],
-        "trust_table": [{"round": r["round"], **row} for r in rounds for row in r["gate"] if row["n"]],
+        "trust_table": [{"round": r["round"], **row} for r in rounds for row in r["table"] if row["n"]],
         "imagined_vs_real": [
             {"checkpoint": name, "task": task, "imagined": value, **_real(found[name], task)}
             for name, by_task in imagined["arms"].items()
@@ -193,7 +191,7 @@ def _protocol(recipe) -> dict:
 
 def _round(run: Run, result: dict, accepted: dict | None) -> dict:
     number, shown = result["round"], {}
-    if run.recipe.post_train.probe:
+    if run.path(f"rounds/{number}/probe").is_dir():
         episodes = run.episodes(f"rounds/{number}/probe")
         for task in run.recipe.env.tasks:
             mine = [bool(e.success[-1]) for e in episodes if e.info["task"] == task]

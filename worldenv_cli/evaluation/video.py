@@ -76,6 +76,17 @@ def side_by_side(
     return np.concatenate([panels[0], np.full_like(panels[0][:, :, :4], PAPER), panels[1]], axis=2)
 
 
+def stacked(columns: list[tuple[str, np.ndarray, np.ndarray]], smallest: int = 128) -> np.ndarray:
+    """Several pairs of episodes (T, H, W, 3) in one small video: a column for each (label, above, below). Shorter ones hold their last frame."""
+    length = max(len(frames) for _, *pair in columns for frames in pair)
+    blocks = []
+    for label, *pair in columns:
+        held = [enlarge(frames, smallest)[np.minimum(np.arange(length), len(frames) - 1)] for frames in pair]
+        strip = np.broadcast_to(caption(label, held[0].shape[2]), (length, CAPTION_HEIGHT, held[0].shape[2], 3))
+        blocks.append(np.pad(np.concatenate([strip, *held], axis=1), ((0, 0), (0, 0), (0, 4), (0, 0)), constant_values=PAPER[0]))
+    return np.concatenate(blocks, axis=2)
+
+
 def contact_sheet(path: str | Path, rows: list[tuple[str, np.ndarray]], columns: int = 8) -> Path:
     """Write a PNG with one row for each (label, frames): `columns` frames, evenly spread from the first to the last."""
     path = Path(path)

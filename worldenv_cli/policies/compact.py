@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config import Config
+from ..packing import channels_first
 from .heads import ChunkDensity
 from .observation import Observation
 from .text import TextConfig, TextEncoder
@@ -57,10 +58,14 @@ class CompactPolicy(nn.Module):
         self.action_head = _head(config.width, config.action_size)
         self.scale_head = _head(config.width, config.action_size)
 
+    @property
+    def device(self) -> torch.device:
+        return self.state_mean.device
+
     def forward(self, obs: Observation) -> tuple[Tensor, Tensor]:
         """(mean (B, T, A), log-scale (B, T, A), clamped)."""
-        image = torch.from_numpy(np.ascontiguousarray(obs.images[self.config.camera])).permute(0, 3, 1, 2)
-        return self.from_tensors(image.float() / 255, torch.from_numpy(obs.state), self.text(obs.instruction))
+        image = channels_first(obs.images[self.config.camera]).to(self.device).float() / 255
+        return self.from_tensors(image, torch.from_numpy(obs.state).to(self.device), self.text(obs.instruction))
 
     def from_tensors(self, image: Tensor, state: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         """image (B, 3, H, W) in [0, 1], state (B, S) in its units, text (B, width)."""
@@ -81,16 +86,16 @@ class CompactPolicy(nn.Module):
         """A chunk for each row: the mean, or with `explore` a sample. `scale` (B,) replaces the scale head's word, where given."""
         density = self.density(obs)
         if scale is not None:
-            density.scale = torch.as_tensor(scale, dtype=torch.float32)[:, None, None].expand_as(density.mean)
+            density.scale = torch.as_tensor(scale, dtype=torch.float32, device=self.device)[:, None, None].expand_as(density.mean)
         if not explore:
             shared = torch.zeros_like(density.mean[:, :1])
-            return Act(density.mean.numpy(), np.zeros(density.mean.shape[:2], np.float32), {"shared_noise": shared.numpy()})
+            return Act(density.mean.cpu().numpy(), np.zeros(density.mean.shape[:2], np.float32), {"shared_noise": shared.cpu().numpy()})
         chunk, shared = density.sample(generator)
-        return Act(chunk.numpy(), density.log_prob(chunk, shared).numpy(), {"shared_noise": shared.numpy()})
+        return Act(chunk.cpu().numpy(), density.log_prob(chunk, shared).cpu().numpy(), {"shared_noise": shared.cpu().numpy()})
 
     def log_prob(self, obs: Observation, chunk: np.ndarray, trace: dict[str, np.ndarray]) -> Tensor:
         """(B, T) differentiable log density of what `act` sampled."""
-        return self.density(obs).log_prob(torch.from_numpy(chunk), torch.from_numpy(trace["shared_noise"]))
+        return self.density(obs).log_prob(torch.from_numpy(chunk).to(self.device), torch.from_numpy(trace["shared_noise"]).to(self.device))
 
 
 class Backbone(nn.Module):

@@ -24,8 +24,8 @@ class ChunkDensity:
 
     def sample(self, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """(chunk (B, T, A) before the environment's clipping, shared noise z (B, 1, A))."""
-        shared_noise = _laplace(self.mean[:, :1].shape, generator)
-        own_noise = _laplace(self.mean.shape, generator)
+        shared_noise = _laplace(self.mean[:, :1], generator)
+        own_noise = _laplace(self.mean, generator)
         return self.mean + self.scale * (self.shared * shared_noise + own_noise), shared_noise
 
     def log_prob(self, chunk: Tensor, shared_noise: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ class ChunkDensity:
         return ((d + apart) / other.scale + torch.log(other.scale / b) - 1).clamp_min(0).sum(-1)  # rounding may leave -1e-7
 
 
-def _laplace(shape, generator: torch.Generator | None) -> Tensor:
-    """Standard Laplace noise as the difference of two exponentials."""
-    exponential = torch.empty(2, *shape).exponential_(generator=generator)
+def _laplace(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Standard Laplace noise as the difference of two exponentials. Drawn on the CPU, so that a seed means the same on every device."""
+    exponential = torch.empty(2, *like.shape).exponential_(generator=generator).to(like.device)
     return exponential[0] - exponential[1]

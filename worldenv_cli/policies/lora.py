@@ -38,6 +38,10 @@ class AdaptedPolicy(nn.Module):
     def policy(self) -> CompactPolicy:
         return self.model.base_model.model
 
+    @property
+    def device(self) -> torch.device:
+        return self.policy.device
+
     def density(self, obs: Observation) -> ChunkDensity:
         """The tuned policy's, whatever is accepted: this is what training moves."""
         return self.policy.density(obs)

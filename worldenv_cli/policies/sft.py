@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..data.dataset import Episode
+from ..packing import channels_first
 from ..progress import check_finite
 from ..training import TrainingConfig, train
 from .compact import CompactPolicy
@@ -42,18 +43,18 @@ class ChunkSamples:
 def l1_loss(policy: CompactPolicy, samples: ChunkSamples, index: np.ndarray, config: SFTConfig, rng: np.random.Generator) -> Tensor:
     """Mean absolute error of the chunk, over the steps that were really played, in action units."""
     mean, _ = policy.from_tensors(*augmented(policy, samples, index, config, rng))
-    mask = torch.from_numpy(samples.mask[index])[..., None]
-    error = (mean - torch.from_numpy(samples.actions[index])).abs() * mask
+    mask = torch.from_numpy(samples.mask[index]).to(policy.device)[..., None]
+    error = (mean - torch.from_numpy(samples.actions[index]).to(policy.device)).abs() * mask
     return error.sum() / (mask.sum() * mean.shape[-1])
 
 
 def augmented(policy: CompactPolicy, samples: ChunkSamples, index: np.ndarray, config: SFTConfig, rng: np.random.Generator):
     """(image, state, text) tensors with the picture shifted and the proprioception blurred: five demonstrations are soon known by heart."""
-    image = torch.from_numpy(samples.frames[index]).permute(0, 3, 1, 2).float() / 255
+    image = channels_first(samples.frames[index]).to(policy.device).float() / 255
     if config.shift:
         image = shifted(image, rng.integers(-config.shift, config.shift + 1, (len(index), 2)))
-    state = torch.from_numpy(samples.states[index])
-    noise = torch.from_numpy(rng.standard_normal(state.shape).astype(np.float32))
+    state = torch.from_numpy(samples.states[index]).to(policy.device)
+    noise = torch.from_numpy(rng.standard_normal(state.shape).astype(np.float32)).to(policy.device)
     state = state + config.state_noise * policy.state_std * noise
     return image, state, policy.text(list(samples.instructions[index]))
 
@@ -89,10 +90,10 @@ def fit_scale(policy: CompactPolicy, samples: ChunkSamples, config: SFTConfig, r
         with torch.no_grad():
             image, state, text = augmented(policy, samples, index, config, rng)
             features = policy.backbone(image, (state - policy.state_mean) / policy.state_std, text)
-            error = (policy.action_head(features) - torch.from_numpy(samples.actions[index])).abs()
+            error = (policy.action_head(features) - torch.from_numpy(samples.actions[index]).to(policy.device)).abs()
         log_scale = policy.log_scale(features)
-        mask = torch.from_numpy(samples.mask[index])[..., None]
-        loss = ((torch.log(torch.tensor(2.0)) + log_scale + error / log_scale.exp()) * mask).sum() / (mask.sum() * error.shape[-1])
+        mask = torch.from_numpy(samples.mask[index]).to(policy.device)[..., None]
+        loss = ((np.log(2) + log_scale + error / log_scale.exp()) * mask).sum() / (mask.sum() * error.shape[-1])
         check_finite("scale head", step, negative_log_likelihood=loss.item())
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

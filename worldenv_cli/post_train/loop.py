@@ -1,6 +1,7 @@
 """One round's updates: imagine groups, score them against each other, move the policy a little, stop before the models can be exploited."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -34,7 +35,7 @@ class UpdatesConfig(Config):
     gain_cap: float = Field(0.12, gt=0, description="a task's imagined success may rise by this much in a round, then its groups stop")
     kl_budget: float = Field(4.0, gt=0, description="mean KL(start || tuned) of a chunk on imagined frames, nats; a round ends when it is spent")
     checkpoint_every: int = Field(5, ge=1, description="updates")
-    smoothing: int = Field(4, ge=1, description="updates over which imagined success is averaged for the cap")
+    check_every: int = Field(5, ge=1, description="updates between two measurements of imagined success against the cap")
     advantage_scale: float = Field(1.0, ge=0, description="0 makes the control arm: everything but the reward")
 
 
@@ -58,6 +59,7 @@ def run_updates(
     closed: Observation | None,
     successes: ChunkSamples,
     baseline: dict[str, float],
+    measure: Callable[[list[str]], dict[str, float]],
     config: UpdatesConfig,
     sft: SFTConfig,
     *,
@@ -65,19 +67,20 @@ def run_updates(
     metrics: Metrics | None = None,
     checkpoint: Checkpoint | None = None,
 ) -> dict:
-    """Post-train `policy` in place. `closed` holds real observations of the tasks that stay as they are; `baseline` the starting policy's imagined
-    success by task, from first frames, against which the cap counts.
+    """Post-train `policy` in place. `closed` holds real observations of the tasks that stay as they are. `measure(tasks)` plays `policy` from the
+    first frames from which `baseline`, the starting policy's imagined success by task, was measured: the cap counts between these two, because
+    an update's own groups are too few and begin elsewhere each time.
 
-    Returns {"updates", "stopped_because", "capped": tasks whose cap was reached, "history": one dict of figures for each update}.
+    Returns {"updates", "stopped_because", "capped": tasks whose cap was reached, "checked": [{"update", task: imagined success}], "history": one
+    dict of figures for each update}.
     """
     groups = policy.parameter_groups(config.backbone_rate, config.head_rate)
     optimizer = torch.optim.Adam(groups)
     capped: list[str] = []
-    recent: dict[str, list[float]] = {task: [] for task in open_tasks}
-    history, because = [], "all updates done"
+    history, checked, because = [], [], "all updates done"
     first, kept = resume(policy, optimizer, checkpoint)
     if kept:
-        capped, recent, history = kept["capped"], kept["recent"], kept["history"]
+        capped, checked, history = kept["capped"], kept["checked"], kept["history"]
     with track("post-training", total=config.updates, unit="updates", done=first) as bar:
         for update in range(first, config.updates):
             rng = np.random.default_rng([seed, update])
@@ -87,22 +90,22 @@ def run_updates(
             if not active:
                 because = "every open task reached its cap of imagined gain"
                 break
-            figures, kl = _one_update(policy, env, pool, active, closed, successes, optimizer, config, sft, rng, generator, recent, update)
-            for task in active:
-                values = recent[task][-config.smoothing :]
-                if len(values) == config.smoothing and np.mean(values) > baseline[task] + config.gain_cap:
-                    capped.append(task)
+            figures, kl = _one_update(policy, env, pool, active, closed, successes, optimizer, config, sft, rng, generator, update)
             history.append({"update": update, **figures})
             check_finite("post-training", update, loss=figures["loss"])
             if metrics:
                 metrics.log(update, **figures)
             bar.advance(imagined=figures["imagined_success"], kl=kl)
+            if (update + 1) % config.check_every == 0:
+                found = measure(active)
+                checked.append({"update": update, **found})
+                capped += [task for task in active if found[task] > baseline[task] + config.gain_cap]
             if kl > config.kl_budget:
                 because = f"the KL budget of {config.kl_budget} is spent"
                 break
             if checkpoint and (update + 1) % config.checkpoint_every == 0:
-                save(policy, optimizer, checkpoint, update + 1, {"capped": capped, "recent": recent, "history": history})
-    return {"updates": len(history), "stopped_because": because, "capped": capped, "history": history}
+                save(policy, optimizer, checkpoint, update + 1, {"capped": capped, "checked": checked, "history": history})
+    return {"updates": len(history), "stopped_because": because, "capped": capped, "checked": checked, "history": history}
 
 
 def save(policy: AdaptedPolicy, optimizer, checkpoint: Checkpoint, update: int, state: dict) -> None:
@@ -126,7 +129,7 @@ def resume(policy: AdaptedPolicy, optimizer, checkpoint: Checkpoint | None) -> t
     return update, state
 
 
-def _one_update(policy, env, pool, active, closed, successes, optimizer, config, sft, rng, generator, recent, update) -> tuple[dict, float]:
+def _one_update(policy, env, pool, active, closed, successes, optimizer, config, sft, rng, generator, update) -> tuple[dict, float]:
     began = time.monotonic()
     # with fewer groups than open tasks, the tasks take turns from update to update
     tasks = [active[(update * config.starts + i) % len(active)] for i in range(config.starts)]
@@ -138,11 +141,7 @@ def _one_update(policy, env, pool, active, closed, successes, optimizer, config,
     imagined_seconds = time.monotonic() - began
     advantage = leave_one_out(rollouts.reward, rollouts.group) * config.advantage_scale
     from_first = ~np.array(middles)
-    for task in active:
-        rows = np.array([t == task for t in tasks]) & from_first
-        if rows.any():
-            recent[task].append(float(rollouts.reward[rows[rollouts.group]].mean()))
-    figures = _gradient_steps(policy, rollouts, advantage, closed, successes, optimizer, config, sft, rng)
+    figures = _gradient_steps(policy, rollouts, advantage, closed, successes, optimizer, config, sft, rng, update)
     kl = chunk_kl(policy, rollouts.observation.rows(rng.choice(len(rollouts.chunk), min(256, len(rollouts.chunk)), replace=False)))
     first_rows = from_first[rollouts.group]
     return {
@@ -158,25 +157,26 @@ def _one_update(policy, env, pool, active, closed, successes, optimizer, config,
     }, kl
 
 
-def _gradient_steps(policy, rollouts: Rollouts, advantage, closed, successes, optimizer, config, sft, rng) -> dict:
+def _gradient_steps(policy, rollouts: Rollouts, advantage, closed, successes, optimizer, config, sft, rng, update) -> dict:
     decisions = len(rollouts.chunk)
-    per_decision = torch.from_numpy(advantage[rollouts.episode])
+    per_decision = torch.from_numpy(advantage[rollouts.episode]).to(policy.device)
     figures: dict[str, list[float]] = {}
     for _ in range(config.epochs):
         order = rng.permutation(decisions)
         for rows in np.array_split(order, max(round(decisions / config.minibatch), 1)):
             observation = rollouts.observation.rows(rows)
             density = policy.density(observation)
-            trace = torch.from_numpy(rollouts.trace["shared_noise"][rows])
-            log_prob = density.log_prob(torch.from_numpy(rollouts.chunk[rows]), trace)
-            old = torch.from_numpy(rollouts.log_prob[rows])
-            loss, step = clipped_objective(log_prob, old, per_decision[rows], torch.from_numpy(rollouts.played[rows]), config.clip)
+            sampled = (rollouts.chunk, rollouts.trace["shared_noise"], rollouts.log_prob, rollouts.played)
+            chunk, trace, old, played = (torch.from_numpy(values[rows]).to(policy.device) for values in sampled)
+            log_prob = density.log_prob(chunk, trace)
+            loss, step = clipped_objective(log_prob, old, per_decision[rows], played, config.clip)
             anchor = l1_loss(policy.policy, successes, rng.integers(0, len(successes), 64), sft, rng) if config.anchor else torch.zeros(())
             held = _held(policy, closed, rng) if closed is not None and config.hold else torch.zeros(())
             total = loss + config.anchor * anchor + config.hold * held
             optimizer.zero_grad(set_to_none=True)
             total.backward()
-            torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)
+            norm = torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)
+            check_finite("post-training", update, gradient=norm.item())
             optimizer.step()
             step |= {"loss": total.item(), "anchor": anchor.item(), "held_kl": held.item(), "scale": density.scale.mean().item()}
             for name, value in step.items():

@@ -1,8 +1,10 @@
 """Post-training in rounds: start policy, gate, updates, a counted probe, refreshed models; and at the end a counted acceptance test."""
 
+import zlib
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from pydantic import Field
 
 from ..config import Config
@@ -21,7 +23,7 @@ from .rollouts import imagine
 
 class PostTrainConfig(Config):
     rounds: int = Field(2, ge=1)
-    probe: int = Field(20, ge=0, description="real episodes of each task after a round, counted; 0: fully offline, the paper's setting")
+    probe: int = Field(20, ge=0, description="real episodes of each task between two rounds, counted; 0: fully offline, the paper's setting")
     probe_noise: tuple[float, ...] = (0.0, 0.08)
     resets: int = Field(60, ge=0, description="extra first frames of each task: a reset each, no environment step")
     validation: int = Field(25, ge=0, description="real starts of each task on which the tuned policy must not be worse; 0: it is used everywhere")
@@ -42,17 +44,14 @@ def successes(episodes: Sequence[Episode]) -> list[Episode]:
     return [episode for episode in episodes if episode.success[-1]]
 
 
-def imagined_success(policy, env: WorldEnv, pool: StartPool, tasks: Sequence[str], count: int, seed: int, *, explore: bool) -> dict[str, float]:
-    """{task: mean reward} of single imagined episodes from first frames: what the calibrated models make of a policy."""
-    import torch
-
-    rng = np.random.default_rng([seed, 7])
-    torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
+def imagined_success(policy, env: WorldEnv, pool: StartPool, tasks: Sequence[str], count: int, seed: int) -> dict[str, float]:
+    """{task: mean reward} of one imagined episode from each of `count` first frames, drawn by `seed`: what the models make of a policy's mean."""
+    torch.manual_seed(seed)  # the simulator's own noise
     found = {}
     for task in tasks:
+        rng = np.random.default_rng([seed, zlib.crc32(task.encode())])  # the same frames, whichever tasks are asked for
         rows = rng.choice(len(pool.first[task]), min(count, len(pool.first[task])), replace=False)
-        rollouts = imagine(env, policy, [pool.first[task][row] for row in rows], 1, generator, explore)
+        rollouts = imagine(env, policy, [pool.first[task][row] for row in rows], 1, None, explore=False)
         found[task] = float(rollouts.reward.mean())
     return found
 

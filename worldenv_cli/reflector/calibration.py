@@ -33,17 +33,17 @@ class Scored:
         return float(self.scores[1:].max())
 
 
-def fit_scale_and_offset(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    """Platt scaling: the (scale, offset) of the logit with the greatest likelihood, scale kept positive. All frames of all episodes at once."""
+def fit_scale_and_offset(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
+    """Platt scaling: the (scale, offset) of the logit with the greatest weighted likelihood, scale kept positive."""
     parameters = torch.zeros(2, dtype=torch.float64, requires_grad=True)
-    x, y = torch.from_numpy(logits).double(), torch.from_numpy(labels).double()
+    x, y, weight = (torch.from_numpy(values).double() for values in (logits, labels, weights / weights.mean()))
     optimizer = torch.optim.LBFGS([parameters], max_iter=100, line_search_fn="strong_wolfe")
 
     def closure():
         optimizer.zero_grad()
         scaled = parameters[0].exp() * x + parameters[1]
         # a little pull towards no change keeps perfectly separated episodes from an infinite scale
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(scaled, y) + 1e-3 * parameters.square().sum()
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(scaled, y, weight) + 1e-3 * parameters.square().sum()
         loss.backward()
         return loss
 

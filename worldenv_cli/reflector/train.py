@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from ..config import Config
 from ..data.dataset import Episode
+from ..packing import channels_first, normalised
 from ..policies.sft import shifted
 from ..progress import track
 from ..simulator.simulator import History, Simulator
@@ -77,17 +78,23 @@ def reflector_loss(reflector: Reflector, sequences, instructions: list[str], con
     """Binary cross-entropy over some frames of many sequences: neighbouring frames tell little that is new, other episodes much."""
     chosen = [sequences[i] for i in rng.integers(0, len(sequences), config.training.batch)]
     moments = [sampled_moments(sequence, config.frames, rng) for sequence in chosen]
-    pictures = np.stack([np.concatenate([sequence.frames[:1], sequence.frames[times]]) for sequence, times in zip(chosen, moments)])
+    pictures = np.stack([_seen(sequence.frames, times, reflector.config.lookback) for sequence, times in zip(chosen, moments)])
     labels = np.stack([sequence.success[times] for sequence, times in zip(chosen, moments)])
     words = [sequence.instruction for sequence in chosen]
     for row in np.flatnonzero(rng.random(len(chosen)) < config.swapped) if len(instructions) > 1 else []:
         words[row] = rng.choice([instruction for instruction in instructions if instruction != words[row]])
         labels[row] = False
-    tensor = torch.from_numpy(pictures).permute(0, 1, 4, 2, 3).float() / 127.5 - 1  # (B, 1 + T, 3, H, W)
+    tensor = normalised(channels_first(pictures).to(reflector.device))  # (B, T, 2 + lookback, 3, H, W)
     offsets = rng.integers(-config.shift, config.shift + 1, (len(chosen), 2))
-    tensor = shifted(tensor.flatten(1, 2), offsets).unflatten(1, tensor.shape[1:3])
-    logits, _ = reflector(tensor[:, 1:], tensor[:, 0], reflector.text(words))
-    return F.binary_cross_entropy_with_logits(logits, torch.from_numpy(labels).float())
+    tensor = shifted(tensor.flatten(1, 3), offsets).unflatten(1, tensor.shape[1:4])
+    logits = reflector(tensor.flatten(0, 1), reflector.text(words).repeat_interleave(config.frames, 0))
+    return F.binary_cross_entropy_with_logits(logits, torch.from_numpy(labels).to(reflector.device).flatten().float())
+
+
+def _seen(frames: np.ndarray, times: np.ndarray, lookback: tuple[int, ...]) -> np.ndarray:
+    """(T, 2 + lookback, H, W, 3): for each moment the first frame, the frame, those before it, as the reflector will see them."""
+    numbers = np.stack([np.zeros_like(times)] + [np.maximum(times - back, 0) for back in (0, *lookback)], 1)
+    return frames[numbers]
 
 
 def sampled_moments(sequence: LabelledFrames, count: int, rng: np.random.Generator) -> np.ndarray:
@@ -107,12 +114,17 @@ def score_sequences(reflector: Reflector, sequences: Sequence[LabelledFrames]) -
 
 
 def calibrate(reflector: Reflector, real: Sequence[LabelledFrames], imagined: Sequence[LabelledFrames], config: CalibrationConfig) -> None:
-    """Set scale, offset and threshold from calibration episodes, real and imagined alike; the stricter of the two thresholds is used."""
+    """Set scale, offset and threshold from calibration episodes, real and imagined alike; the stricter of the two thresholds is used.
+
+    An episode's last frame weighs as much as all the others together: it is the one that is rewarded, and most frames are long before success,
+    where any reflector is right.
+    """
     reflector.calibration.copy_(torch.tensor([1.0, 0.0]))
     both = score_sequences(reflector, list(real) + list(imagined))
     probabilities = np.concatenate([scored.scores[1:] for scored in both]).astype(np.float64)
     labels = np.concatenate([scored.success[1:] for scored in both])
     logits = np.log(probabilities.clip(1e-7)) - np.log((1 - probabilities).clip(1e-7))
-    reflector.calibration.copy_(torch.tensor(fit_scale_and_offset(logits, labels)))
+    weights = np.concatenate([np.r_[np.full(len(s.scores) - 2, 1 / max(len(s.scores) - 2, 1)), 1.0] for s in both])
+    reflector.calibration.copy_(torch.tensor(fit_scale_and_offset(logits, labels, weights)))
     thresholds = [choose_threshold(score_sequences(reflector, kind), config) for kind in (real, imagined)]
     reflector.threshold.fill_(max(thresholds))

@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from ..data.dataset import Episode
+from ..packing import channels_first, normalised
 from .simulator import History, Simulator
 
 
@@ -72,7 +73,7 @@ def ssim(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     def blur(x):
         return F.conv2d(x.flatten(0, 1)[:, None], window).unflatten(0, x.shape[:2])[:, :, 0]
 
-    x, y = (torch.from_numpy(np.ascontiguousarray(np.moveaxis(v, -1, 1))).float() / 255 for v in (a, b))
+    x, y = (channels_first(v).float() / 255 for v in (a, b))
     mean_x, mean_y = blur(x), blur(y)
     var_x, var_y, cov = blur(x * x) - mean_x**2, blur(y * y) - mean_y**2, blur(x * y) - mean_x * mean_y
     c1, c2 = 0.01**2, 0.03**2
@@ -105,7 +106,7 @@ def perceptual_distance(policy):
 
 def _features(policy, frames: np.ndarray) -> list[torch.Tensor]:
     """Unit-normalised outputs of the policy's convolutional stages, with a neutral instruction."""
-    image = torch.from_numpy(np.ascontiguousarray(np.moveaxis(frames, -1, 1))).float() / 255
+    image = channels_first(frames).to(policy.device).float() / 255
     return [F.normalize(stage, dim=1) for stage in policy.backbone.look(image, policy.text([""] * len(image)))]
 
 
@@ -116,7 +117,7 @@ def _lpips():
 
     @torch.no_grad()
     def distance(a: np.ndarray, b: np.ndarray) -> float:
-        x, y = (torch.from_numpy(np.ascontiguousarray(np.moveaxis(v, -1, 1))).float() / 127.5 - 1 for v in (a, b))
+        x, y = (normalised(channels_first(v)) for v in (a, b))
         return float(np.mean([network(x[i : i + 64], y[i : i + 64]).mean().item() for i in range(0, len(x), 64)]))
 
     return distance

@@ -40,7 +40,7 @@ class ProprioceptionModel(nn.Module):
 
     def begin(self, state: Tensor) -> Tensor:
         """The controller at rest at state (B, S): memory (B, hidden + S), the cell's state and the target."""
-        return torch.cat([torch.zeros(len(state), self.cell.hidden_size), state], -1)
+        return torch.cat([state.new_zeros(len(state), self.cell.hidden_size), state], -1)
 
     def step(self, state: Tensor, action: Tensor, memory: Tensor, scene: Tensor) -> tuple[Tensor, Tensor]:
         """One control step: (next state (B, S) in its units, memory)."""

@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..config import Config
-from ..packing import normalised, pack, unpack
+from ..packing import normalised, pack, quantised, unpack
 from .bank import PoseBank
 from .conditioning import ActionMaps
 from .proprioception import ProprioceptionModel
@@ -26,7 +26,7 @@ class SimulatorConfig(Config):
     action_unit: tuple[tuple[float, ...], ...] = Field(
         (), description="(S, A): what a unit of action adds to the controller's target; from the dataset"
     )
-    bank: int = Field(3000, ge=1, description="real frames kept to copy the arm from")
+    bank: int = Field(6000, ge=1, description="real frames kept to copy from")
     hidden: int = Field(128, ge=1, description="width of the recurrent proprioception model")
     unet: UNetConfig = UNetConfig()
 
@@ -61,29 +61,32 @@ class Simulator(nn.Module):
         super().__init__()
         self.config = config
         self.maps = ActionMaps(np.array(config.intrinsics), np.array(config.extrinsics), config.resolution, config.unet.block)
-        self.proprioception = ProprioceptionModel(torch.tensor(config.action_unit), config.hidden, 3 * config.unet.block**2)
         self.unet = VideoUNet(config.unet, config.chunk, len(config.action_unit))
-        picture, side = self.unet.picture, config.resolution // config.unet.block
-        self.bank = PoseBank(config.bank, picture, side, torch.tensor(config.action_unit))
+        self.proprioception = ProprioceptionModel(torch.tensor(config.action_unit), config.hidden, self.unet.picture)
+        self.bank = PoseBank(config.bank, config.resolution, config.unet.block, torch.tensor(config.action_unit))
         self.reach = max(config.unet.memory) + 1
+
+    @property
+    def device(self) -> torch.device:
+        return self.bank.states.device
 
     @torch.no_grad()
     def start(self, histories: list[History]) -> SimulatorState:
         """Begin B imagined episodes from logged moments or fresh starts, each history of its own length."""
         numbers = [np.maximum(np.arange(len(h.frames) - self.reach, len(h.frames)), 0) for h in histories]
-        recent = pack(np.stack([h.frames[n] for h, n in zip(histories, numbers)]), self.config.unet.block)
-        first = pack(np.stack([h.frames[0] for h in histories]), self.config.unet.block)
+        recent = pack(np.stack([h.frames[n] for h, n in zip(histories, numbers)]), self.config.unet.block).to(self.device)
+        first = pack(np.stack([h.frames[0] for h in histories]), self.config.unet.block).to(self.device)
         scene = self.proprioception.look(normalised(first))
-        state = torch.from_numpy(np.stack([h.states[-1] for h in histories]))
+        state = torch.from_numpy(np.stack([h.states[-1] for h in histories])).to(self.device)
         return SimulatorState(first, recent, state, self._memory(histories, scene), scene)
 
     def _memory(self, histories: list[History], scene: Tensor) -> Tensor:
         """What the proprioception model carries after each history, by following the logged states."""
-        memory = self.proprioception.begin(torch.from_numpy(np.stack([h.states[0] for h in histories])))
+        memory = self.proprioception.begin(torch.from_numpy(np.stack([h.states[0] for h in histories])).to(self.device))
         for t in range(max(len(h.actions) for h in histories)):
             rows = [row for row, h in enumerate(histories) if len(h.actions) > t]
-            states = torch.from_numpy(np.stack([histories[row].states[t] for row in rows]))
-            actions = torch.from_numpy(np.stack([histories[row].actions[t] for row in rows]))
+            states = torch.from_numpy(np.stack([histories[row].states[t] for row in rows])).to(self.device)
+            actions = torch.from_numpy(np.stack([histories[row].actions[t] for row in rows])).to(self.device)
             memory[rows] = self.proprioception.step(states, actions, memory[rows], scene[rows])[1]
         return memory
 
@@ -93,22 +96,21 @@ class Simulator(nn.Module):
 
         Returns ({camera: frames (B, T, H, W, 3) uint8}, proprioception (B, T, S), the state after it).
         """
-        actions = torch.from_numpy(np.asarray(chunk, np.float32)).clamp(-1, 1)
+        actions = torch.from_numpy(np.asarray(chunk, np.float32)).to(self.device).clamp(-1, 1)
         states, memory = self.proprioception.roll(state.state, actions, state.memory, state.scene)
-        made = self.unet.sample(self.conditions(state.recent, state.first, torch.cat([state.state[:, None], states], 1)))
-        made = ((made + 1) * 127.5).round().to(torch.uint8)
+        made = quantised(self.unet.sample(self.conditions(state.recent, state.first, torch.cat([state.state[:, None], states], 1))))
         recent = torch.cat([state.recent, made], 1)[:, -self.reach :]
         return (
             {self.config.camera: unpack(made, self.config.unet.block)},
-            states.numpy(),
+            states.cpu().numpy(),
             SimulatorState(state.first, recent, states[:, -1], memory, state.scene),
         )
 
-    def conditions(self, recent: Tensor, first: Tensor, states: Tensor, exclude: Tensor | None = None) -> Conditions:
-        """recent (B, N, P, h, w) and first (B, P, h, w) packed uint8, states (B, T + 1, S) in their units; `exclude`: see PoseBank.nearest."""
+    def conditions(self, recent: Tensor, first: Tensor, states: Tensor) -> Conditions:
+        """recent (B, N, P, h, w) and first (B, P, h, w) packed uint8, states (B, T + 1, S) in their units."""
         context = normalised(context_frames(recent, self.config.unet.memory))
         body = self.proprioception
-        alike = normalised(self.bank.nearest(states[:, 1:], exclude))
+        alike = normalised(self.bank.nearest(states[:, 1:], self.maps.pixels(states[:, 1:, :3]), first))
         return Conditions(context, normalised(first), self.maps(states), (states - body.mean) / body.std, alike)
 
     @torch.no_grad()

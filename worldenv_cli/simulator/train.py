@@ -9,9 +9,10 @@ from torch import Tensor
 
 from ..config import Config
 from ..data.dataset import Episode
-from ..packing import normalised, pack
+from ..packing import normalised, pack, quantised
 from ..training import TrainingConfig, train
 from .bank import PoseBank
+from .conditioning import ActionMaps
 from .simulator import Simulator
 
 
@@ -32,25 +33,25 @@ class Windows:
         self.frames = [pack(episode.frames[camera], block) for episode in self.episodes]
         self.places = [(e, t) for e, episode in enumerate(self.episodes) for t in range(len(episode.actions) - 2 * chunk + 1)]
 
-    def fill(self, bank: PoseBank, seed: int) -> None:
-        """Put frames of these episodes into the simulator's bank; their episode numbers are those of `batch`."""
-        numbers = torch.cat([torch.full((len(frames),), e) for e, frames in enumerate(self.frames)])
+    def fill(self, bank: PoseBank, maps: ActionMaps, seed: int) -> None:
+        """Put frames of these episodes into the simulator's bank."""
         states = torch.cat([torch.from_numpy(episode.states) for episode in self.episodes])
-        bank.fill(torch.cat(self.frames), states, numbers, torch.Generator().manual_seed(seed))
+        first = torch.cat([frames[:1].expand_as(frames) for frames in self.frames])
+        places = maps.pixels(states[:, :3].to(bank.states.device)).cpu()
+        bank.fill(torch.cat(self.frames), states, places, first, torch.Generator().manual_seed(seed))
 
-    def batch(self, rng: np.random.Generator, size: int) -> tuple[Tensor, Tensor, Tensor]:
-        """(packed frames (B, 1 + reach + 1 + 2T, P, h, w) uint8 with the first frame in front, states (B, 1 + 2T, S), episode numbers (B,)).
+    def batch(self, rng: np.random.Generator, size: int) -> tuple[Tensor, Tensor]:
+        """(packed frames (B, 1 + reach + 1 + 2T, P, h, w) uint8 with the first frame in front, states (B, 1 + 2T, S)).
 
         reach: the longest memory.
         """
         reach = max(self.memory)
         pictures, states = [], []
-        chosen = [self.places[place] for place in rng.integers(0, len(self.places), size)]
-        for e, t in chosen:
+        for e, t in [self.places[place] for place in rng.integers(0, len(self.places), size)]:
             numbers = np.maximum(np.arange(t - reach, t + 2 * self.chunk + 1), 0)
             pictures.append(torch.cat([self.frames[e][:1], self.frames[e][numbers]]))
             states.append(torch.from_numpy(self.episodes[e].states[t : t + 2 * self.chunk + 1]))
-        return torch.stack(pictures), torch.stack(states), torch.tensor([e for e, _ in chosen])
+        return torch.stack(pictures), torch.stack(states)
 
 
 def train_simulator(simulator: Simulator, episodes: Sequence[Episode], config: SimulateConfig, *, seed: int, checkpoints=(None, None), metrics=None):
@@ -82,7 +83,7 @@ def train_proprioception(simulator: Simulator, episodes: Sequence[Episode], conf
         steps = len(episode.actions)
         states[e, : steps + 1], actions[e, :steps], mask[e, :steps] = episode.states, episode.actions, 1
     first = normalised(pack(np.stack([episode.frames[camera][0] for episode in episodes]), simulator.config.unet.block))
-    states, actions, mask = map(torch.from_numpy, (states, actions, mask))
+    states, actions, mask, first = (value.to(simulator.device) for value in (*map(torch.from_numpy, (states, actions, mask)), first))
 
     def loss(_, rng):
         rows = rng.integers(0, count, config.batch)
@@ -94,11 +95,12 @@ def train_proprioception(simulator: Simulator, episodes: Sequence[Episode], conf
 def train_video(simulator: Simulator, episodes: Sequence[Episode], config: SimulateConfig, *, seed: int, checkpoint=None, metrics=None) -> None:
     windows = Windows(episodes, simulator.config.camera, simulator.config.chunk, simulator.config.unet.memory, simulator.config.unet.block)
     simulator.unet.to(memory_format=torch.channels_last)
-    windows.fill(simulator.bank, seed)
+    windows.fill(simulator.bank, simulator.maps, seed)
 
     def loss(step, rng):
         own_frames = config.own_frames if step > config.video.steps // 3 else 0.0  # first it must be worth learning from
-        return video_loss(simulator, *windows.batch(rng, config.video.batch), config, own_frames, rng), {}
+        batch = (part.to(simulator.device) for part in windows.batch(rng, config.video.batch))
+        return video_loss(simulator, *batch, config, own_frames, rng), {}
 
     train(simulator.unet, loss, config.video, seed=seed, description="video simulator", checkpoint=checkpoint, metrics=metrics)
 
@@ -107,28 +109,26 @@ def video_loss(
     simulator: Simulator,
     frames: Tensor,
     states: Tensor,
-    episodes: Tensor,
     config: SimulateConfig,
     own_frames: float,
     rng: np.random.Generator,
 ) -> Tensor:
     """Motion-weighted error of one chunk, for a share `own_frames` of the samples after a chunk that the simulator has made itself.
 
-    frames (B, 1 + reach + 1 + 2T, P, h, w) packed uint8, states (B, 1 + 2T, S), episodes (B,): see Windows.batch. The bank is not
-    asked for an episode's own frames: it will not have them when it counts.
+    frames (B, 1 + reach + 1 + 2T, P, h, w) packed uint8, states (B, 1 + 2T, S): see Windows.batch.
     """
     chunk, unet = simulator.config.chunk, simulator.unet
     first, frames = frames[:, 0], frames[:, 1:]
     reach = frames.shape[1] - 2 * chunk
-    own = torch.from_numpy(rng.random(len(frames)) < own_frames)
-    given = simulator.conditions(frames[:, :reach], first, states[:, : chunk + 1], episodes)
+    own = torch.from_numpy(rng.random(len(frames)) < own_frames).to(frames.device)
+    given = simulator.conditions(frames[:, :reach], first, states[:, : chunk + 1])
     target = normalised(frames[:, reach : reach + chunk])
     if own.any():
         with torch.no_grad():
             before = given.rows(own)
             before.context = _noised(before.context, config.context_noise, rng)
-            made = ((unet.sample(before) + 1) * 127.5).round().to(torch.uint8)
-        after = simulator.conditions(torch.cat([frames[own, :reach], made], 1), first[own], states[own, chunk:], episodes[own])
+            made = quantised(unet.sample(before))
+        after = simulator.conditions(torch.cat([frames[own, :reach], made], 1), first[own], states[own, chunk:])
         target[own] = normalised(frames[own, reach + chunk :])
         for part in ("context", "maps", "states", "alike"):
             getattr(given, part)[own] = getattr(after, part)
@@ -141,5 +141,5 @@ def video_loss(
 
 
 def _noised(context: Tensor, largest: float, rng: np.random.Generator) -> Tensor:
-    level = torch.from_numpy(rng.random((len(context), 1, 1, 1, 1)).astype(np.float32)) * largest
+    level = torch.from_numpy(rng.random((len(context), 1, 1, 1, 1)).astype(np.float32)).to(context.device) * largest
     return context + level * torch.randn_like(context)

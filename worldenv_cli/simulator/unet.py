@@ -4,7 +4,7 @@ Pictures are held *packed*: blocks of pixels folded into channels, (3 * block**2
 no pixel is moved about between one imagined chunk and the next: on a CPU that costs more than the convolutions.
 
 It does not paint what it can copy: for every pixel of every frame a softmax mixes the last frame, the episode's first frame (what the arm
-uncovers again), a real frame of nearly the same pose (the arm itself) and newly made colour.
+uncovers again), two real frames of nearly the same pose (the arm itself: see `bank`) and newly made colour.
 
 The same network serves two objectives. `flow`: it sees noisy target frames at level sigma and predicts the clean ones; a few Euler steps of
 diffusers' flow-matching scheduler make a sample. `regression`: there is no target input, sigma is 1, and one pass is the prediction.
@@ -20,13 +20,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config import Config
+from .bank import ALIKE
 from .conditioning import MAP_CHANNELS
 
-SOURCES = 4  # of every pixel: the last frame, the first one, one alike in pose, and what is newly made
+SOURCES = 3 + ALIKE  # of every pixel: the last frame, the first one, those alike in pose, and what is newly made
 
 
 class UNetConfig(Config):
-    channels: tuple[int, ...] = (48, 72, 96)
+    channels: tuple[int, ...] = (32, 64, 96)
     layers: int = Field(1, ge=1, description="residual blocks at each resolution")
     block: int = Field(4, ge=1, description="pixels a side that one position of the network holds")
     memory: tuple[int, ...] = Field((0, 1, 6), description="context frames, in control steps before the chunk; the first frame comes on top")
@@ -42,8 +43,7 @@ class Conditions:
     first: Tensor  # (B, P, h, w), the episode's first frame
     maps: Tensor  # (B, T + 1, 3, h, w): where the hand is before the chunk and after each of its actions
     states: Tensor  # (B, T + 1, S), normalised: the same as numbers, for what a marker cannot say (how the arm bends)
-
-    alike: Tensor  # (B, T, P, h, w): for each frame to be made, a real one with nearly the same pose (see bank.py)
+    alike: Tensor  # (B, T, ALIKE, P, h, w): for each frame to be made, real ones with nearly the same pose (see bank.py)
 
     def rows(self, index) -> "Conditions":
         return Conditions(self.context[index], self.first[index], self.maps[index], self.states[index], self.alike[index])
@@ -57,7 +57,7 @@ class VideoUNet(nn.Module):
         self.config, self.chunk = config, chunk
         self.picture = 3 * config.block**2  # channels of one packed picture
         width, depth = config.channels[0], len(config.channels)
-        self.read = nn.Conv2d(self.picture * (len(config.memory) + 1 + chunk) + MAP_CHANNELS * (chunk + 1), width, 1)
+        self.read = nn.Conv2d(self.picture * (len(config.memory) + 1 + ALIKE * chunk) + MAP_CHANNELS * (chunk + 1), width, 1)
         self.read_noisy = nn.Conv2d(self.picture * chunk, width, 1)
         self.write = FrameWriter(width, state_size, self.picture, (SOURCES + 3) * config.block**2)
         self.network = UNet2DModel(
@@ -79,18 +79,20 @@ class VideoUNet(nn.Module):
 
         noisy (B, T, P, h, w) or None, sigma (B,). Pictures are in [-1, 1].
         """
-        pictures = torch.cat([given.context.flatten(1, 2), given.first, given.alike.flatten(1, 2), given.maps.flatten(1, 2)], 1)
+        pictures = torch.cat([given.context.flatten(1, 2), given.first, given.alike.flatten(1, 3), given.maps.flatten(1, 2)], 1)
         x = self.read(pictures.contiguous(memory_format=torch.channels_last))
         if noisy is not None:
             x = x + self.read_noisy(noisy.flatten(1, 2).contiguous(memory_format=torch.channels_last))
         features = self.network(x, sigma * 1000, class_labels=self.pose(given.states.flatten(1))).sample
         out = self.write(features, given.maps[:, 1:], given.states[:, 1:], given.alike).unflatten(2, (SOURCES + 3, -1))
-        gates, colour = out.split([SOURCES, 3], 2)  # (B, T, 4 | 3, block², h, w)
-        bias = gates.new_tensor([2.0, 0.0, 0.0, 0.0])[:, None, None, None]  # begin by copying the last frame
+        gates, colour = out.split([SOURCES, 3], 2)  # (B, T, SOURCES | 3, block², h, w)
+        bias = gates.new_tensor([2.0] + [0.0] * (SOURCES - 1))[:, None, None, None]  # begin by copying the last frame
         shares = (gates + bias).softmax(2).unbind(2)  # one mixture for the three colours of a pixel
-        sources = (given.context[:, None, 0], given.first[:, None], given.alike)
-        sources = [picture.unflatten(2, (3, -1)) for picture in sources] + [colour]
-        return sum(share[:, :, None] * source for share, source in zip(shares, sources)).flatten(2, 3)
+        sources = (given.context[:, None, 0], given.first[:, None], *given.alike.unbind(2))
+        mixed = shares[-1][:, :, None] * colour
+        for share, picture in zip(shares, sources):
+            mixed = torch.addcmul(mixed, share[:, :, None], picture.unflatten(2, (3, -1)))
+        return mixed.flatten(2, 3)
 
     def sample(self, given: Conditions) -> Tensor:
         """Frames of the next chunk, (B, T, P, h, w) in [-1, 1]; fresh noise at every call where the objective is `flow`."""
@@ -113,8 +115,8 @@ class VideoUNet(nn.Module):
         """
         rows = len(target)
         if self.config.objective == "regression":
-            return self.clean(None, torch.ones(rows), given)
-        sigma = torch.from_numpy(np.where(rng.random(rows) < 1 / 3, 1.0, rng.random(rows))).float()
+            return self.clean(None, torch.ones(rows, device=target.device), given)
+        sigma = torch.from_numpy(np.where(rng.random(rows) < 1 / 3, 1.0, rng.random(rows))).float().to(target.device)
         level = sigma[:, None, None, None, None]
         noisy = (1 - level) * target + level * torch.randn_like(target)
         return self.clean(noisy, sigma, given)
@@ -128,19 +130,19 @@ class FrameWriter(nn.Module):
 
     def __init__(self, width: int, state_size: int, picture: int, out: int):
         super().__init__()
-        self.alike = nn.Conv2d(picture, 2 * width, 1)
+        self.own = nn.Conv2d(ALIKE * picture + MAP_CHANNELS, 2 * width, 1)
         self.shared = nn.Conv2d(width, 2 * width, 1)
-        self.marker = nn.Conv2d(MAP_CHANNELS, 2 * width, 3, padding=1)
         self.pose = nn.Linear(state_size, 2 * width)
         self.out = nn.Conv2d(2 * width, out, 1)
 
     def forward(self, features: Tensor, maps: Tensor, states: Tensor, alike: Tensor) -> Tensor:
-        """features (B, width, h, w), maps (B, T, 3, h, w), states (B, T, S), alike (B, T, P, h, w) -> (B, T, out, h, w)."""
+        """features (B, width, h, w), maps (B, T, 3, h, w), states (B, T, S), alike (B, T, ALIKE, P, h, w) -> (B, T, out, h, w)."""
         frames = maps.shape[:2]
-        own = self.marker(maps.flatten(0, 1).contiguous(memory_format=torch.channels_last)) + self.pose(states.flatten(0, 1))[:, :, None, None]
-        own = own + self.alike(alike.flatten(0, 1).contiguous(memory_format=torch.channels_last))
-        shared = self.shared(features).repeat_interleave(frames[1], 0)
-        return self.out(F.gelu(shared + own)).unflatten(0, frames)
+        own = torch.cat([alike.flatten(2, 3), maps], 2).flatten(0, 1)
+        own = self.own(own.contiguous(memory_format=torch.channels_last))
+        own += self.pose(states.flatten(0, 1))[:, :, None, None]  # in place: a fresh tensor of this size costs a CPU as much as a convolution
+        own += self.shared(features).repeat_interleave(frames[1], 0)
+        return self.out(F.gelu(own)).unflatten(0, frames)
 
 
 def context_frames(frames: Tensor, memory: tuple[int, ...]) -> Tensor:
