@@ -11,6 +11,7 @@ from .artifacts import Checkpoint, content_hash, fingerprint, is_current, make_p
 from .atomic import read_json, staged, write_json
 from .data.dataset import Episode, read_dataset
 from .errors import UserError
+from .memory import keep_freed_memory, peak_memory_gb
 from .progress import Metrics, say
 from .recipe import Recipe, resolved_yaml
 
@@ -170,6 +171,7 @@ def run_stages(recipe: Recipe, out: Path, stages: list[str] | None = None, *, dr
         "eval-real": evaluate_real,
         "bench": bench,
     }
+    keep_freed_memory()
     run = Run(recipe, out, dry_run=dry_run, force=force)
     if recipe.device == "cuda":
         run.device  # noqa: B018 - one that is not there is told before anything is made
@@ -185,10 +187,3 @@ def run_stages(recipe: Recipe, out: Path, stages: list[str] | None = None, *, dr
 def _flat(section: str, values) -> list[tuple[str, object]]:
     """[("env.resolution", 64), ...]; the seed is no section and stays as it is."""
     return [(f"{section}.{key}", value) for key, value in values.items()] if isinstance(values, dict) else [(section, values)]
-
-
-def peak_memory_gb() -> float:
-    """This process and its largest child, in GiB."""
-    import resource
-
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) / 2**20
