@@ -10,7 +10,7 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # glibc, malloc.h
 def keep_freed_memory() -> None:
     """Tell glibc to keep freed blocks for the next tensor instead of returning them to the kernel.
 
-    Tensors of tens of megabytes come and go at every layer; each was mapped anew, and a quarter of a CPU run's time went into page faults.
+    Tensors of tens of megabytes come and go at every layer; each was mapped anew, page by page.
     Does nothing where the C library is another.
     """
     if platform.libc_ver()[0] == "glibc":

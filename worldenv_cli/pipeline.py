@@ -1,6 +1,5 @@
 """The run: artifacts made one from another, each skipped when nothing that it depends on has changed and continued when it was cut off."""
 
-import json
 import shutil
 import time
 from collections.abc import Callable
@@ -113,7 +112,7 @@ class Run:
     def _note(self, name: str, seconds: float) -> None:
         """Keep what an artifact took, where the report finds it; after a cut-off, what the run took that finished it."""
         path = self.path("timing.json")
-        noted = json.loads(path.read_text()) if path.is_file() else {}
+        noted = read_json(path) if path.is_file() else {}
         noted[name] = {"seconds": round(seconds, 1), "peak_memory_gb": round(peak_memory_gb(), 2)}
         write_json(path, noted)
 

@@ -89,7 +89,7 @@ def sft(run: Run) -> None:
 def explore(run: Run) -> None:
     def make(folder, provenance):
         recipe = run.recipe
-        policy = run.model("sft", "policy", "run `worldenv sft` first")
+        policy = run.model("sft", "policy")
         episodes = explore_with(run.env(), policy, recipe.explore, recipe.calibrate.calibration_share, recipe.seed, run.kept("exploration"))
         save_dataset(run, folder, episodes, provenance, "rollouts of the fine-tuned policy with exploration noise", environment_steps(episodes))
 
@@ -133,7 +133,7 @@ def calibrate(run: Run) -> None:
         from .reflector.compact import Reflector
 
         torch.manual_seed(run.recipe.seed)
-        simulator = run.model("simulator", "simulator", "run `worldenv simulate` first")
+        simulator = run.model("simulator", "simulator")
         reflector = Reflector(run.recipe.reflector).to(run.device)
         episodes = run.episodes("demonstrations") + run.episodes("exploration")
         make_reflector(run, "reflector", folder, provenance, reflector, simulator, episodes, run.recipe.calibrate)

@@ -15,6 +15,7 @@ from ..post_train.starts import reset_frames, start_pool
 from ..progress import say
 from ..recipe import resolved_yaml
 from ..rollout import play
+from ..simulator.simulator import history_until
 from ..stages import needs
 from ..world_env import WorldEnv
 from .protocol import arm, compare, outcomes, stopping
@@ -96,14 +97,11 @@ def _play_arm(run: Run, name: str, policy: str) -> None:
 
 def _film(run: Run, folder, episodes) -> None:
     """A real episode of every task beside the simulator's replay of its actions; all of them in one small animation; a sheet of stills."""
-    from ..simulator.simulator import History
-
     simulator = run.model(models_of(run.recipe.post_train.rounds)[0], "simulator")
     camera, rows, columns = simulator.config.camera, [], []
     for task in run.recipe.env.tasks:
         episode = next(e for e in episodes if e.info["task"] == task)
-        history = History(episode.frames[camera][:1], episode.states[:1], episode.actions[:0], episode.instruction)
-        imagined, _ = simulator.replay([history], [episode.actions])[0]
+        imagined, _ = simulator.replay([history_until(episode, camera, 0)], [episode.actions])[0]
         rows += [(f"{task} real", episode.frames[camera]), (f"{task} imagined", imagined)]
         columns.append((task, episode.frames[camera], imagined))
         frames = side_by_side(episode.frames[camera], imagined, ("real", "imagined"), bool(episode.success[-1]))

@@ -5,13 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..data.dataset import Episode
-from ..simulator.simulator import History
+from ..simulator.simulator import History, history_until
 from .loop import StartPool
-
-
-def history_until(episode: Episode, camera: str, moment: int) -> History:
-    """The first `moment` control steps of an episode."""
-    return History(episode.frames[camera][: moment + 1], episode.states[: moment + 1], episode.actions[:moment], episode.instruction)
 
 
 def start_pool(

@@ -16,7 +16,7 @@ from ..data.dataset import Episode
 from ..packing import channels_first, normalised
 from ..policies.sft import shifted
 from ..progress import track
-from ..simulator.simulator import History, Simulator
+from ..simulator.simulator import Simulator, history_until
 from ..training import TrainingConfig, train
 from .calibration import CalibrationConfig, Scored, choose_threshold, fit_scale_and_offset
 from .compact import Reflector
@@ -53,7 +53,7 @@ def imagined_sequences(simulator: Simulator, episodes: Sequence[Episode], batch:
     with track("imagined replays", total=len(episodes), unit="episodes") as bar:
         for first in range(0, len(order), batch):
             rows = order[first : first + batch]
-            starts = [History(episodes[i].frames[camera][:1], episodes[i].states[:1], episodes[i].actions[:0], episodes[i].instruction) for i in rows]
+            starts = [history_until(episodes[i], camera, 0) for i in rows]
             for i, (frames, _) in zip(rows, simulator.replay(starts, [episodes[i].actions for i in rows])):
                 made[i] = LabelledFrames(frames, episodes[i].success, episodes[i].instruction, episodes[i].info["task"])
             bar.advance(len(rows))

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from ..data.dataset import Episode
 from ..packing import channels_first, normalised
-from .simulator import History, Simulator
+from .simulator import Simulator, history_until
 
 
 def fidelity(simulator: Simulator, episodes: Sequence[Episode], policy, seed: int = 0) -> dict:
@@ -19,7 +19,7 @@ def fidelity(simulator: Simulator, episodes: Sequence[Episode], policy, seed: in
     episode's actions of the same task: how much worse it is shows how much the actions matter.
     """
     camera, chunk = simulator.config.camera, simulator.config.chunk
-    starts = [History(e.frames[camera][:1], e.states[:1], e.actions[:0], e.instruction) for e in episodes]
+    starts = [history_until(e, camera, 0) for e in episodes]
     replays = simulator.replay(starts, [e.actions for e in episodes])
     shuffled = simulator.replay(starts, _other_actions(episodes, np.random.default_rng(seed)))
     real = [e.frames[camera] for e in episodes]

@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..config import Config
+from ..data.dataset import Episode
 from ..packing import normalised, pack, quantised, unpack
 from .bank import PoseBank
 from .conditioning import ActionMaps
@@ -39,6 +40,11 @@ class History:
     states: np.ndarray  # (N, S) float32
     actions: np.ndarray  # (N - 1, A) float32
     instruction: str
+
+
+def history_until(episode: Episode, camera: str, moment: int) -> History:
+    """The first `moment` control steps of an episode; 0: its start."""
+    return History(episode.frames[camera][: moment + 1], episode.states[: moment + 1], episode.actions[:moment], episode.instruction)
 
 
 @dataclass
