@@ -14,7 +14,7 @@ from worldenv_cli.models import load_model, save_model
 from worldenv_cli.policies.compact import CompactPolicy
 from worldenv_cli.policies.lora import AdaptedPolicy, LoraSettings
 from worldenv_cli.policies.observation import Observation
-from worldenv_cli.policies.sft import ChunkSamples, SFTConfig, fit_scale, l1_loss, shifted
+from worldenv_cli.policies.sft import ChunkSamples, SFTConfig, fit_scale, l1_loss
 
 
 @pytest.fixture
@@ -303,12 +303,3 @@ def test_padded_steps_do_not_count(policy, demonstrations):
     before = l1_loss(policy, samples, last, plain, np.random.default_rng(0)).item()
     samples.actions[~samples.mask] = 99
     assert l1_loss(policy, samples, last, plain, np.random.default_rng(0)).item() == before
-
-
-def test_shifting_repeats_the_edges():
-    image = torch.rand(3, 2, 5, 5)
-    offsets = np.array([[0, 0], [2, -1], [-2, 2]])
-    moved = shifted(image, offsets)
-    for i, (y, x) in enumerate(offsets):
-        rows, columns = (np.clip(np.arange(5) + step, 0, 4) for step in (y, x))
-        assert torch.equal(moved[i], image[i][:, rows][:, :, columns])

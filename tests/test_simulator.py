@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import history
-from torch.nn import functional as F
 
 from worldenv_cli.models import load_model, save_model
-from worldenv_cli.packing import normalised, pack, unpack
+from worldenv_cli.packing import fold, normalised, pack, quantised, shifted, unfold, unpack
 from worldenv_cli.simulator.bank import ALIKE, OTHER_SCALE, SAME_SCENE, PoseBank
 from worldenv_cli.simulator.conditioning import ActionMaps
 from worldenv_cli.simulator.fidelity import fidelity, perceptual_distance, psnr, ssim
@@ -43,7 +42,7 @@ def near(a, b):
 def test_packing_and_back(shape, block):
     frames = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     packed = pack(frames, block)
-    assert packed.shape == (*shape[:-3], 3 * block**2, shape[-3] // block, shape[-2] // block) and packed.dtype == torch.uint8
+    assert packed.shape == (*shape[:-3], shape[-3] // block, shape[-2] // block, 3 * block**2) and packed.dtype == torch.uint8
     np.testing.assert_array_equal(unpack(packed, block), frames)
 
 
@@ -51,8 +50,23 @@ def test_packing_keeps_a_block_together():
     frames = np.zeros((8, 8, 3), np.uint8)
     frames[4:6, 2:4, 1] = [[1, 2], [3, 4]]
     packed = pack(frames, 2)
-    assert packed[:, 2, 1].tolist() == [0] * 4 + [1, 2, 3, 4] + [0] * 4 and packed.sum() == 10
-    assert normalised(torch.tensor([0, 255], dtype=torch.uint8)).tolist() == [-1, 1]
+    assert packed[2, 1].tolist() == [0] * 4 + [1, 2, 3, 4] + [0] * 4 and packed.sum() == 10
+
+
+def test_a_picture_survives_normalising():
+    levels = torch.arange(256, dtype=torch.uint8)
+    torch.testing.assert_close(normalised(levels)[[0, 255]], torch.tensor([-1.0, 1.0]))
+    assert torch.equal(quantised(normalised(levels)), levels)
+    assert quantised(torch.tensor([-1.0, 1.0])).tolist() == [0, 255]
+
+
+def test_shifting_repeats_the_edges():
+    frames = np.random.default_rng(0).integers(0, 256, (3, 2, 5, 5, 3), dtype=np.uint8)
+    offsets = np.array([[0, 0], [2, -1], [-2, 2]])
+    moved = shifted(frames, offsets)
+    for i, (y, x) in enumerate(offsets):
+        rows, columns = (np.clip(np.arange(5) + step, 0, 4) for step in (y, x))
+        np.testing.assert_array_equal(moved[i], frames[i][:, rows][:, :, columns])
 
 
 # Conditions
@@ -63,16 +77,16 @@ def test_action_maps_mark_the_hand_and_its_foot(mini):
     maps = ActionMaps(camera.intrinsics(64), camera.extrinsics(), 64, 4)
     states = torch.tensor([[[0.0, 0.65, 0.1, 1.0], [0.05, 0.7, 0.15, 0.25]]])  # (1, 2, 4)
     drawn = maps(states)
-    assert drawn.shape == (1, 2, 3, 16, 16) and 0 <= drawn.min() and drawn.max() <= 1
+    assert drawn.shape == (1, 2, 16, 16, 3) and 0 <= drawn.min() and drawn.max() <= 1
     for n in range(2):
         for channel, point in ((0, states[0, n, :3]), (2, states[0, n, :3] * torch.tensor([1, 1, 0]))):
             x, y = (maps.projection @ torch.cat([point, torch.ones(1)])).div(1).numpy()[:2] / (maps.projection @ torch.cat([point, torch.ones(1)]))[
                 2
             ].item()
-            weight = drawn[0, n, channel]
+            weight = drawn[0, n, ..., channel]
             total, grid = weight.sum(), torch.arange(16) + 0.5
             assert abs((weight.sum(0) * grid).sum() / total * 4 - x) < 0.5 and abs((weight.sum(1) * grid).sum() / total * 4 - y) < 0.5
-        torch.testing.assert_close(drawn[0, n, 1], drawn[0, n, 0] * states[0, n, 3])
+        torch.testing.assert_close(drawn[0, n, ..., 1], drawn[0, n, ..., 0] * states[0, n, 3])
 
 
 # The bank of poses
@@ -87,7 +101,7 @@ def filled(size, frames, states, first, places=None):
 
 def plain(values):
     """One packed picture of a single colour for each value."""
-    return torch.as_tensor(values, dtype=torch.uint8)[:, None, None, None].expand(-1, 12, 4, 4).contiguous()
+    return torch.as_tensor(values, dtype=torch.uint8)[:, None, None, None].expand(-1, 4, 4, 12).contiguous()
 
 
 @pytest.mark.parametrize("size", [20, 60, 200])
@@ -100,15 +114,15 @@ def test_the_bank_gives_the_frame_of_the_nearest_pose(size):
     assert len(kept) == min(size, 60)
     asked, begun = torch.rand(7, 5, 4, generator=generator), torch.tensor([0, 60, 180, 60, 250, 40, 160])
     scale = torch.tensor([1.0, 1.0, 1.0, OTHER_SCALE])
-    found = bank.nearest(asked, torch.zeros(7, 5, 2), plain(begun))
-    assert found.shape == (7, 5, ALIKE, 12, 4, 4) and found.dtype == torch.uint8
+    found = bank.nearest(asked, torch.zeros(7, 5, 2), bank.scene_distance(plain(begun)))
+    assert found.shape == (7, 5, ALIKE, 4, 4, 12) and found.dtype == torch.uint8
     for row in range(7):
         allowed = [n for n in kept if scenes[n] != begun[row]]
         for t in range(5):
             distance = ((states[allowed] - asked[row, t]) * scale).norm(dim=1)
             chosen = allowed.index(int(found[row, t, 0, 0, 0, 0]))
             assert distance[chosen] <= distance.min() + 1e-3
-    own = bank.nearest(states[None, kept], torch.zeros(1, len(kept), 2), plain([250]))
+    own = bank.nearest(states[None, kept], torch.zeros(1, len(kept), 2), bank.scene_distance(plain([250])))
     np.testing.assert_array_equal(own[0, :, 0, 0, 0, 0], kept)  # a frame's own pose gives that frame, where it began otherwise
 
 
@@ -116,21 +130,22 @@ def test_the_second_frame_comes_from_a_scene_that_began_alike():
     """The nearest pose belongs to a dark scene; who begins in a bright one gets the next nearest, which does too."""
     states = torch.tensor([[0.0, 0.5, 0.2, 1.0], [0.01, 0.5, 0.2, 1.0], [0.5, 0.5, 0.2, 1.0]])
     bank = filled(10, plain([1, 2, 3]), states, plain([0, 255, 255]))
-    found = bank.nearest(states[:1].expand(2, 1, 4), torch.zeros(2, 1, 2), plain([10, 250]))
+    found = bank.nearest(states[:1].expand(2, 1, 4), torch.zeros(2, 1, 2), bank.scene_distance(plain([10, 250])))
     assert found[:, 0, :, 0, 0, 0].tolist() == [[1, 1], [1, 2]]
 
 
 def test_pictures_are_moved_to_where_the_hand_will_be():
     picture = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
     bank = PoseBank(5, 64, 4, torch.diag(torch.tensor([1.0, 1.0, 1.0, 0.0])))
-    packed = F.pixel_unshuffle(picture, 4)
+    packed = fold(picture, 4)
     bank.fill(packed, torch.zeros(1, 4), torch.tensor([[20.0, 30.0]]), packed, torch.Generator())
-    found = bank.nearest(torch.zeros(1, 1, 4), torch.tensor([[[23.2, 28.6]]]), 255 - packed)  # 3 pixels to the right, 1 up
-    moved = F.pixel_shuffle(found[0, 0, 0], 4)
+    unlike = bank.scene_distance(255 - packed)
+    found = bank.nearest(torch.zeros(1, 1, 4), torch.tensor([[[23.2, 28.6]]]), unlike)  # 3 pixels to the right, 1 up
+    moved = unfold(found[0, 0, 0], 4)
     torch.testing.assert_close(moved[:, :-1, 3:], picture[0, :, 1:, :-3])
     torch.testing.assert_close(moved[:, -1, 3:], picture[0, :, -1, :-3])  # edges are repeated
-    far = bank.nearest(torch.zeros(1, 1, 4), torch.tensor([[[64.0, 30.0]]]), 255 - packed)
-    torch.testing.assert_close(F.pixel_shuffle(far[0, 0, 0], 4)[:, :, 8:], picture[0, :, :, :-8])  # at most an eighth of the picture
+    far = bank.nearest(torch.zeros(1, 1, 4), torch.tensor([[[64.0, 30.0]]]), unlike)
+    torch.testing.assert_close(unfold(far[0, 0, 0], 4)[:, :, 8:], picture[0, :, :, :-8])  # at most an eighth of the picture
 
 
 def test_an_episode_is_never_looked_up_in_itself(simulator, demonstrations):
@@ -139,9 +154,9 @@ def test_an_episode_is_never_looked_up_in_itself(simulator, demonstrations):
     windows.fill(simulator.bank, simulator.maps, 0)
     frames, states = windows.batch(np.random.default_rng(0), 20)
     target, reach = frames[:, -8:-4], frames.shape[1] - 1 - 8
-    given = simulator.conditions(frames[:, 1 : 1 + reach], frames[:, 0], states[:, :5]).alike
+    given = simulator.conditions(frames[:, 1 : 1 + reach], frames[:, 0], states[:, :5], simulator.bank.scene_distance(frames[:, 0])).alike
     assert not any(torch.equal(frame, real) for row, wanted in zip(given, normalised(target)) for frame, real in zip(row[:, 0], wanted))
-    scenes = simulator.bank.scenes[: sum(len(e.states) for e in demonstrations)].float().unique(dim=0) / 255
+    scenes = simulator.bank.scenes[: sum(len(e.states) for e in demonstrations)].unique(dim=0)
     assert len(scenes) == len(demonstrations) and torch.pdist(scenes).min() > 2 * SAME_SCENE
 
 
@@ -304,7 +319,7 @@ def test_training_windows_are_what_steps_see(demonstrations):
     windows = Windows(demonstrations, "front", 4, (0, 1, 6), 4)
     assert len(windows.places) == sum(len(e.actions) - 7 for e in demonstrations)
     frames, states = windows.batch(np.random.default_rng(0), 50)
-    assert frames.shape == (50, 1 + 7 + 8, 48, 8, 8) and states.shape == (50, 9, 4)
+    assert frames.shape == (50, 1 + 7 + 8, 8, 8, 48) and states.shape == (50, 9, 4)
     for row, place in enumerate(np.random.default_rng(0).integers(0, len(windows.places), 50)):
         e, t = windows.places[place]
         episode = demonstrations[e]

@@ -3,7 +3,7 @@
 import shutil
 import time
 from collections.abc import Callable
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 
 from .artifacts import Checkpoint, content_hash, fingerprint, is_current, make_provenance
@@ -20,7 +20,7 @@ class Run:
 
     def __init__(self, recipe: Recipe, folder: Path, *, dry_run: bool = False, force: bool = False):
         self.recipe, self.folder, self.dry_run, self.force = recipe, Path(folder), dry_run, force
-        self.episodes: Callable[[str], list[Episode]] = lru_cache(maxsize=None)(lambda name: read_dataset(self.path(name)))
+        self._episodes: dict[str, list[Episode]] = {}
         self._env = None
         self._planned: set[str] = set()  # in a dry run: what would be made, so that what depends on it would be made too
         if not dry_run:
@@ -41,6 +41,12 @@ class Run:
         from .models import load_model
 
         return load_model(self.path(name), kind, made_by).to(self.device)
+
+    def episodes(self, name: str) -> list[Episode]:
+        """The episodes of one of the run's datasets, read once."""
+        if name not in self._episodes:
+            self._episodes[name] = read_dataset(self.path(name))
+        return self._episodes[name]
 
     def path(self, name: str) -> Path:
         return self.folder / name
@@ -94,7 +100,7 @@ class Run:
         for parent in self._workshop(name).relative_to(self.folder).parents[:-1]:
             if (self.folder / parent).is_dir() and not any((self.folder / parent).iterdir()):
                 (self.folder / parent).rmdir()
-        self.episodes.cache_clear()
+        self._episodes.pop(name, None)
 
     def _check_recipe(self, needed: str, command: str) -> None:
         """An input made with another recipe would be mixed with what this one makes."""

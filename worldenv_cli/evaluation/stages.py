@@ -72,27 +72,26 @@ def evaluate_real(run: Run) -> None:
 
 
 def _play_arm(run: Run, name: str, policy: str) -> None:
-    """One arm's outcomes from the evaluation's starts. SFT and the post-trained policy play to the horizon, for the comparison of stops."""
+    """One arm's outcomes from the evaluation's starts. SFT and the post-trained policy play some of them to the horizon, to compare stops."""
     recipe = run.recipe
-    to_the_end = name in ("SFT", "post-trained")
+    stops = min(recipe.eval.stops, recipe.eval.starts) * len(recipe.env.tasks) if name in ("SFT", "post-trained") else 0
     reflector = models_of(recipe.post_train.rounds)[1]
     slug = policy.replace("/", "-")
 
     def make(folder, provenance):
         chosen = starts("evaluation", recipe.env.tasks, recipe.eval.starts, offset=recipe.eval.offset)
-        env = run.env(until_horizon=to_the_end, every_frame=to_the_end)
-        keep = run.kept(f"eval/{slug}")
-        episodes = play(env, chosen, run.model(policy, "policy"), description=f"evaluation: {name}", keep=keep)
-        result = {"tasks": [episode.info["task"] for episode in episodes], "outcomes": outcomes(episodes).tolist()}
-        if to_the_end:
-            judge = run.model(reflector, "reflector")
-            result |= stopping(episodes, judge)
-            _film(run, folder, episodes)
+        player, keep, told = run.model(policy, "policy"), run.kept(f"eval/{slug}"), f"evaluation: {name}"
+        to_the_end = play(run.env(until_horizon=True), chosen[:stops], player, description=f"{told}, to the horizon", keep=keep / "horizon")
+        others = play(run.env(every_frame=False), chosen[stops:], player, description=told, keep=keep)
+        result = {"tasks": [task for task, _ in chosen], "outcomes": outcomes(to_the_end + others).tolist()}
+        if stops:
+            result |= stopping(to_the_end, run.model(reflector, "reflector"))
+            _film(run, folder, to_the_end)
         write_json(folder / "outcomes.json", result)
         write_json(folder / "provenance.json", provenance)
 
-    protocol = run.settings("env") | {"starts": recipe.eval.starts, "offset": recipe.eval.offset}
-    run.artifact(f"eval/{slug}", protocol, needs(policy, *([reflector] if to_the_end else [])), make)
+    protocol = run.settings("env") | {"starts": recipe.eval.starts, "offset": recipe.eval.offset, "stops": stops}
+    run.artifact(f"eval/{slug}", protocol, needs(policy, *([reflector] if stops else [])), make)
 
 
 def _film(run: Run, folder, episodes) -> None:

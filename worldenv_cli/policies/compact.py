@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config import Config
-from ..packing import channels_first
+from ..packing import normalised, pack
 from .heads import ChunkDensity
 from .observation import Observation
 from .text import TextConfig, TextEncoder
@@ -64,11 +64,11 @@ class CompactPolicy(nn.Module):
 
     def forward(self, obs: Observation) -> tuple[Tensor, Tensor]:
         """(mean (B, T, A), log-scale (B, T, A), clamped)."""
-        image = channels_first(obs.images[self.config.camera]).to(self.device).float() / 255
+        image = normalised(pack(obs.images[self.config.camera], BLOCK).to(self.device))
         return self.from_tensors(image, torch.from_numpy(obs.state).to(self.device), self.text(obs.instruction))
 
     def from_tensors(self, image: Tensor, state: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-        """image (B, 3, H, W) in [0, 1], state (B, S) in its units, text (B, width)."""
+        """image packed (B, h, w, P) in [-1, 1], state (B, S) in its units, text (B, width)."""
         features = self.backbone(image, (state - self.state_mean) / self.state_std, text)  # (B, T, width)
         return self.action_head(features), self.log_scale(features)
 
@@ -115,7 +115,7 @@ class Backbone(nn.Module):
 
     def look(self, image: Tensor, text: Tensor) -> list[Tensor]:
         """The feature map after each convolutional stage."""
-        maps = [F.pixel_unshuffle(2 * image - 1, BLOCK).contiguous(memory_format=torch.channels_last)]
+        maps = [image.movedim(-1, 1)]
         for stage in self.stages:
             maps.append(stage(maps[-1], text))
         return maps[1:]
@@ -143,7 +143,7 @@ class _Stage(nn.Module):
 
     def forward(self, x: Tensor, text: Tensor) -> Tensor:
         gain, shift = self.film(text)[:, :, None, None].chunk(2, 1)
-        x = F.gelu(self.norm(self.down(x)) * (1 + gain) + shift)
+        x = F.gelu(torch.addcmul(shift, self.norm(self.down(x)), 1 + gain))
         return x + F.gelu(self.refine_norm(self.refine(x)))
 
 

@@ -6,13 +6,12 @@ import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..data.dataset import Episode
-from ..packing import channels_first
+from ..packing import normalised, pack, shifted
 from ..progress import check_finite
 from ..training import TrainingConfig, train
-from .compact import CompactPolicy
+from .compact import BLOCK, CompactPolicy
 
 
 class SFTConfig(TrainingConfig):
@@ -50,21 +49,12 @@ def l1_loss(policy: CompactPolicy, samples: ChunkSamples, index: np.ndarray, con
 
 def augmented(policy: CompactPolicy, samples: ChunkSamples, index: np.ndarray, config: SFTConfig, rng: np.random.Generator):
     """(image, state, text) tensors with the picture shifted and the proprioception blurred: five demonstrations are soon known by heart."""
-    image = channels_first(samples.frames[index]).to(policy.device).float() / 255
-    if config.shift:
-        image = shifted(image, rng.integers(-config.shift, config.shift + 1, (len(index), 2)))
+    frames = shifted(samples.frames[index], rng.integers(-config.shift, config.shift + 1, (len(index), 2)))
+    image = normalised(pack(frames, BLOCK).to(policy.device))
     state = torch.from_numpy(samples.states[index]).to(policy.device)
     noise = torch.from_numpy(rng.standard_normal(state.shape).astype(np.float32)).to(policy.device)
     state = state + config.state_noise * policy.state_std * noise
     return image, state, policy.text(list(samples.instructions[index]))
-
-
-def shifted(image: Tensor, offsets: np.ndarray) -> Tensor:
-    """image (B, C, H, W) moved by offsets (B, 2) pixels, edges repeated."""
-    reach = int(np.abs(offsets).max()) if len(offsets) else 0
-    height, width = image.shape[-2:]
-    padded = F.pad(image, (reach,) * 4, mode="replicate")
-    return torch.stack([padded[i, :, reach + y : reach + y + height, reach + x : reach + x + width] for i, (y, x) in enumerate(offsets)])
 
 
 def fine_tune(policy: CompactPolicy, episodes: Sequence[Episode], config: SFTConfig, *, seed: int, checkpoint=None, metrics=None) -> None:

@@ -96,7 +96,7 @@ def run_updates(
             if metrics:
                 metrics.log(update, **figures)
             bar.advance(imagined=figures["imagined_success"], kl=kl)
-            if (update + 1) % config.check_every == 0:
+            if (update + 1) % config.check_every == 0 and update + 1 < config.updates:
                 found = measure(active)
                 checked.append({"update": update, **found})
                 capped += [task for task in active if found[task] > baseline[task] + config.gain_cap]

@@ -10,6 +10,7 @@ control         = the last round and its acceptance test again, with all advanta
 """
 
 import json
+from functools import lru_cache
 
 import torch
 
@@ -26,6 +27,7 @@ from ..policies.lora import AdaptedPolicy
 from ..policies.sft import ChunkSamples, fine_tune
 from ..progress import say
 from ..rollout import environment_steps, play
+from ..simulator.simulator import History
 from ..simulator.train import train_simulator
 from ..stages import make_reflector, needs, save_dataset
 from ..world_env import WorldEnv
@@ -147,12 +149,18 @@ def _explored(run: Run, datasets: list[str]) -> list[Episode]:
 
 def _imagination(run: Run, number: int) -> tuple[WorldEnv, StartPool]:
     """A round's imagined environment, and where its episodes may begin."""
-    recipe, config = run.recipe, run.recipe.post_train
+    recipe = run.recipe
     simulator, reflector = (run.model(name, kind) for name, kind in zip(models_of(number), ("simulator", "reflector")))
-    frames = reset_frames(run.env(), starts("frames", recipe.env.tasks, config.resets, offset=1000 * number, run_seed=recipe.seed))
     usable = of_split(_explored(run, real_data(run, number)), "train", "calibration")
-    pool = start_pool(usable, frames, simulator.config.camera, simulator.config.chunk, recipe.seed)
+    pool = start_pool(usable, _first_frames(run, number), simulator.config.camera, simulator.config.chunk, recipe.seed)
     return WorldEnv(simulator, reflector, recipe.world_env, [history for found in pool.first.values() for history in found]), pool
+
+
+@lru_cache(maxsize=1)
+def _first_frames(run: Run, number: int) -> list[tuple[str, History]]:
+    """A round's extra resets: its gate, its updates and its control begin from the same ones."""
+    recipe = run.recipe
+    return reset_frames(run.env(), starts("frames", recipe.env.tasks, recipe.post_train.resets, offset=1000 * number, run_seed=recipe.seed))
 
 
 def _tuned(run: Run, number: int, kind: str, updates: UpdatesConfig) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config import Config
-from ..packing import channels_first, normalised
+from ..packing import normalised, pack
 from ..policies.text import TextConfig, TextEncoder
 
 BLOCK = 4  # pixels a side that are folded into channels: see packing.py
@@ -32,10 +32,10 @@ class ReflectorConfig(Config):
 
 @dataclass
 class ReflectorState:
-    """What B episodes under the reflector's eye remember. Pictures are uint8."""
+    """What B episodes under the reflector's eye remember. Pictures are uint8 and packed."""
 
-    first: Tensor  # (B, 3, H, W)
-    recent: Tensor  # (B, R, 3, H, W), oldest first: as many as the longest lookback needs, the first frame standing in for those before it
+    first: Tensor  # (B, h, w, P)
+    recent: Tensor  # (B, R, h, w, P), oldest first: as many as the longest lookback needs, the first frame standing in for those before it
     text: Tensor  # (B, width)
     best: Tensor  # (B,) largest logit so far
 
@@ -63,12 +63,12 @@ class Reflector(nn.Module):
     def forward(self, seen: Tensor, text: Tensor) -> Tensor:
         """Uncalibrated logits (N,) of N frames, each by itself.
 
-        seen (N, 2 + lookback, 3, H, W) in [-1, 1]: the episode's first frame, the frame, those before it; text (N, width).
+        seen (N, h, w, (2 + lookback) * P) packed, in [-1, 1]: the episode's first frame, the frame, those before it; text (N, width).
         """
-        x = F.pixel_unshuffle(seen.flatten(1, 2), BLOCK).contiguous(memory_format=torch.channels_last)
+        x = seen.movedim(-1, 1)
         for convolution, norm, film in zip(self.convolutions, self.norms, self.film):
             gain, shift = film(text)[:, :, None, None].chunk(2, 1)
-            x = F.gelu(norm(convolution(x)) * (1 + gain) + shift)
+            x = F.gelu(torch.addcmul(shift, norm(convolution(x)), 1 + gain))
         return self.reflector_head(x).squeeze(-1)
 
     @property
@@ -83,17 +83,17 @@ class Reflector(nn.Module):
         """Begin B episodes by what is known of them, frames (N_i, H, W, 3) uint8 each. They are seen, not judged."""
         reach = max(self.config.lookback, default=1)
         recent = np.stack([f[np.maximum(np.arange(len(f) - reach, len(f)), 0)] for f in frames])
-        first = channels_first(np.stack([f[0] for f in frames])).to(self.device)
+        first = pack(np.stack([f[0] for f in frames]), BLOCK).to(self.device)
         best = torch.full((len(frames),), -torch.inf, device=self.device)
-        return ReflectorState(first, channels_first(recent).to(self.device), self.text(instructions), best)
+        return ReflectorState(first, pack(recent, BLOCK).to(self.device), self.text(instructions), best)
 
     @torch.no_grad()
     def score(self, state: ReflectorState, frames: np.ndarray) -> tuple[np.ndarray, ReflectorState]:
         """The next frames (B, T, H, W, 3) uint8 -> calibrated P(success by each frame) (B, T) and the state after them."""
         length, reach = frames.shape[1], state.recent.shape[1]
-        timeline = torch.cat([state.recent, channels_first(frames).to(self.device)], 1)  # (B, R + T, 3, H, W)
+        timeline = torch.cat([state.recent, pack(frames, BLOCK).to(self.device)], 1)  # (B, R + T, h, w, P)
         before = [timeline[:, reach - back : reach - back + length] for back in (0, *self.config.lookback)]
-        seen = torch.stack([state.first[:, None].expand_as(before[0]), *before], 2)  # (B, T, 2 + lookback, 3, H, W)
+        seen = torch.cat([state.first[:, None].expand_as(before[0]), *before], -1)  # (B, T, h, w, (2 + lookback) * P)
         logits = self(normalised(seen.flatten(0, 1)), state.text.repeat_interleave(length, 0)).unflatten(0, (-1, length))
         best = torch.cat([state.best[:, None], logits], 1).cummax(1).values[:, 1:]
         return self.calibrated(best).cpu().numpy(), ReflectorState(state.first, timeline[:, -reach:], state.text, best[:, -1])

@@ -13,13 +13,12 @@ from torch.nn import functional as F
 
 from ..config import Config
 from ..data.dataset import Episode
-from ..packing import channels_first, normalised
-from ..policies.sft import shifted
+from ..packing import normalised, pack, shifted
 from ..progress import track
 from ..simulator.simulator import Simulator, history_until
 from ..training import TrainingConfig, train
 from .calibration import CalibrationConfig, Scored, choose_threshold, fit_scale_and_offset
-from .compact import Reflector
+from .compact import BLOCK, Reflector
 
 
 class CalibrateConfig(Config):
@@ -84,10 +83,9 @@ def reflector_loss(reflector: Reflector, sequences, instructions: list[str], con
     for row in np.flatnonzero(rng.random(len(chosen)) < config.swapped) if len(instructions) > 1 else []:
         words[row] = rng.choice([instruction for instruction in instructions if instruction != words[row]])
         labels[row] = False
-    tensor = normalised(channels_first(pictures).to(reflector.device))  # (B, T, 2 + lookback, 3, H, W)
-    offsets = rng.integers(-config.shift, config.shift + 1, (len(chosen), 2))
-    tensor = shifted(tensor.flatten(1, 3), offsets).unflatten(1, tensor.shape[1:4])
-    logits = reflector(tensor.flatten(0, 1), reflector.text(words).repeat_interleave(config.frames, 0))
+    pictures = shifted(pictures, rng.integers(-config.shift, config.shift + 1, (len(chosen), 2)))
+    packed = torch.cat(pack(pictures, BLOCK).flatten(0, 1).unbind(1), -1)  # (B * T, h, w, (2 + lookback) * P)
+    logits = reflector(normalised(packed.to(reflector.device)), reflector.text(words).repeat_interleave(config.frames, 0))
     return F.binary_cross_entropy_with_logits(logits, torch.from_numpy(labels).to(reflector.device).flatten().float())
 
 

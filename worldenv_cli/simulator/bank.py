@@ -11,7 +11,8 @@ World-Env keeps a sparse memory of the episode's own past; this is the same idea
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from ..packing import fold, unfold
 
 ALIKE = 2  # frames for each frame to be made: alike in pose; alike in pose and scene
 OTHER_SCALE = 0.03  # metres that a unit of a state number without a position (the gripper's opening) is worth
@@ -21,50 +22,59 @@ EMPTY = 1e6  # the state of an empty place, which is never the nearest
 
 
 class PoseBank(nn.Module):
-    """`size` pictures (3, H, W) uint8 with their states, the pixels at which their hands lie, and their scenes; saved with the simulator."""
+    """`size` pictures uint8 with their states, the pixels at which their hands lie, and their scenes; saved with the simulator.
+
+    They are kept with an eighth of a picture around them, their edges repeated, so that a shifted picture is a slice of what is kept.
+    """
 
     def __init__(self, size: int, resolution: int, block: int, action_unit: Tensor):
         super().__init__()
-        self.block = block
-        self.register_buffer("frames", torch.zeros(size, 3, resolution, resolution, dtype=torch.uint8))
+        self.block, self.side, self.margin = block, resolution, resolution // 8
+        wide = resolution + 2 * self.margin
+        self.register_buffer("frames", torch.zeros(size, 3, wide, wide, dtype=torch.uint8))
         self.register_buffer("states", torch.full((size, len(action_unit)), EMPTY))
         self.register_buffer("places", torch.zeros(size, 2))
-        self.register_buffer("scenes", torch.zeros(size, 3 * (resolution // block) ** 2, dtype=torch.uint8))
+        self.register_buffer("scenes", torch.zeros(size, 3 * (resolution // block) ** 2))
         moves = action_unit.abs().sum(1) > 0
         self.register_buffer("scale", torch.where(moves, 1.0, OTHER_SCALE))
 
     def fill(self, frames: Tensor, states: Tensor, places: Tensor, first: Tensor, generator: torch.Generator) -> None:
-        """Keep as many of N packed frames (N, P, h, w) as there is room for, drawn at random; what was there before goes.
+        """Keep as many of N packed frames (N, h, w, P) as there is room for, drawn at random; what was there before goes.
 
-        states (N, S), places (N, 2) the hand's pixels, first (N, P, h, w) packed: how each frame's episode began.
+        states (N, S), places (N, 2) the hand's pixels, first (N, h, w, P) packed: how each frame's episode began.
         """
         self.states.fill_(EMPTY)
         chosen = torch.randperm(len(frames), generator=generator)[: len(self.frames)]
-        pictures, scenes = F.pixel_shuffle(frames[chosen], self.block), self._scene(first[chosen])
-        found = {"frames": pictures, "states": states[chosen], "places": places[chosen], "scenes": scenes}
+        edges = torch.arange(-self.margin, self.side + self.margin).clamp(0, self.side - 1)
+        pictures = unfold(frames[chosen], self.block)[:, :, edges][..., edges]
+        found = {"frames": pictures, "states": states[chosen], "places": places[chosen], "scenes": scene(first[chosen])}
         for name, values in found.items():
             getattr(self, name)[: len(chosen)] = values
 
-    def nearest(self, states: Tensor, places: Tensor, first: Tensor) -> Tensor:
-        """Packed frames (B, T, ALIKE, P, h, w) uint8 for states (B, T, S) in their units, whose hands lie at the pixels `places` (B, T, 2).
+    def scene_distance(self, first: Tensor) -> Tensor:
+        """How unlike the beginnings of episodes, first (B, h, w, P) packed uint8, are to those of all frames: (B, size) in metres, as differences in
+        pose are. Infinite where they are the same."""
+        unlike = torch.cdist(scene(first), self.scenes)
+        return (SCENE_SCALE * unlike).masked_fill(unlike < SAME_SCENE, float("inf"))
 
-        first (B, P, h, w) packed uint8: how the episodes began.
+    def nearest(self, states: Tensor, places: Tensor, in_scene: Tensor) -> Tensor:
+        """Packed frames (B, T, ALIKE, h, w, P) uint8 for states (B, T, S) in their units, whose hands lie at the pixels `places` (B, T, 2).
+
+        in_scene (B, size): see `scene_distance`.
         """
-        rows, length = states.shape[:2]
-        distance = torch.cdist((states * self.scale).flatten(0, 1), self.states * self.scale).unflatten(0, (rows, length))  # (B, T, size)
-        unlike = torch.cdist(self._scene(first).float() / 255, self.scenes.float() / 255)[:, None]  # (B, 1, size)
-        distance = distance.masked_fill(unlike < SAME_SCENE, float("inf"))
-        found = torch.stack([distance.argmin(2), (distance + SCENE_SCALE * unlike).argmin(2)], 2)  # (B, T, ALIKE)
-        return F.pixel_unshuffle(self._shifted(found, places[:, :, None]), self.block)
-
-    def _scene(self, first: Tensor) -> Tensor:
-        """Packed first frames (B, P, h, w) -> their mean colours, block by block (B, 3 h w) uint8."""
-        return first.unflatten(1, (3, -1)).float().mean(2).flatten(1).round().to(torch.uint8)
+        in_pose = torch.cdist((states * self.scale).flatten(0, 1), self.states * self.scale).unflatten(0, states.shape[:2])  # (B, T, size)
+        in_pose = in_pose.masked_fill(in_scene.isinf()[:, None], float("inf"))
+        found = torch.stack([in_pose.argmin(2), (in_pose + in_scene[:, None]).argmin(2)], 2)  # (B, T, ALIKE)
+        return fold(self._shifted(found, places[:, :, None]), self.block)
 
     def _shifted(self, found: Tensor, places: Tensor) -> Tensor:
         """The pictures (..., 3, H, W) of these numbers (...), moved by whole pixels so that their hands lie at `places`; edges are repeated."""
-        side = self.frames.shape[-1]
-        offset = (places - self.places[found]).round().long().clamp(-side // 8, side // 8)
-        grid = torch.arange(side, device=found.device)
-        columns, rows = ((grid - offset[..., axis, None]).clamp(0, side - 1) for axis in (0, 1))
-        return self.frames[found[..., None, None], :, rows[..., :, None], columns[..., None, :]].movedim(-1, -3)
+        offset = (places - self.places[found]).round().long().clamp(-self.margin, self.margin)
+        corners = (self.margin - offset).flatten(0, -2).tolist()
+        moved = [self.frames[n, :, y : y + self.side, x : x + self.side] for n, (x, y) in zip(found.flatten().tolist(), corners)]
+        return torch.stack(moved).unflatten(0, found.shape)
+
+
+def scene(first: Tensor) -> Tensor:
+    """Packed first frames (B, h, w, P) uint8 -> their mean colours in [0, 1], block by block (B, 3 h w)."""
+    return first.unflatten(-1, (3, -1)).float().mean(-1).flatten(1) / 255

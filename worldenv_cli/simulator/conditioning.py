@@ -11,7 +11,7 @@ MAP_CHANNELS = 3  # hand, hand weighted by gripper opening, the hand's foot poin
 
 
 class ActionMaps(nn.Module):
-    """Proprioception (B, N, S) -> maps (B, N, 3, h, w) in [0, 1]: a Gaussian marker at each point, `resolution // block` positions a side.
+    """Proprioception (B, N, S) -> maps (B, N, h, w, 3) in [0, 1]: a Gaussian marker at each point, `resolution // block` positions a side.
 
     A marker is three quarters of a position wide, so that where exactly it lies can be read off its neighbours.
     """
@@ -31,7 +31,7 @@ class ActionMaps(nn.Module):
         hand, opening = states[..., :3], states[..., 3].clamp(0, 1)[..., None, None]
         foot = torch.cat([hand[..., :2], torch.zeros_like(hand[..., :1])], -1)
         marker = self._marker(self.pixels(hand))
-        return torch.stack([marker, marker * opening, self._marker(self.pixels(foot))], -3)
+        return torch.stack([marker, marker * opening, self._marker(self.pixels(foot))], -1)
 
     def _marker(self, centre: Tensor) -> Tensor:
         """(..., 2) -> (..., h, w), separable."""

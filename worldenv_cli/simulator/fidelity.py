@@ -8,7 +8,8 @@ import torch
 from torch.nn import functional as F
 
 from ..data.dataset import Episode
-from ..packing import channels_first, normalised
+from ..packing import normalised, pack, planes
+from ..policies.compact import BLOCK
 from .simulator import Simulator, history_until
 
 
@@ -73,7 +74,7 @@ def ssim(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     def blur(x):
         return F.conv2d(x.flatten(0, 1)[:, None], window).unflatten(0, x.shape[:2])[:, :, 0]
 
-    x, y = (channels_first(v).float() / 255 for v in (a, b))
+    x, y = (torch.from_numpy(planes(v)).float() / 255 for v in (a, b))
     mean_x, mean_y = blur(x), blur(y)
     var_x, var_y, cov = blur(x * x) - mean_x**2, blur(y * y) - mean_y**2, blur(x * y) - mean_x * mean_y
     c1, c2 = 0.01**2, 0.03**2
@@ -106,7 +107,7 @@ def perceptual_distance(policy):
 
 def _features(policy, frames: np.ndarray) -> list[torch.Tensor]:
     """Unit-normalised outputs of the policy's convolutional stages, with a neutral instruction."""
-    image = channels_first(frames).to(policy.device).float() / 255
+    image = normalised(pack(frames, BLOCK).to(policy.device))
     return [F.normalize(stage, dim=1) for stage in policy.backbone.look(image, policy.text([""] * len(image)))]
 
 
@@ -117,7 +118,7 @@ def _lpips():
 
     @torch.no_grad()
     def distance(a: np.ndarray, b: np.ndarray) -> float:
-        x, y = (normalised(channels_first(v)) for v in (a, b))
+        x, y = (normalised(torch.from_numpy(planes(v))) for v in (a, b))
         return float(np.mean([network(x[i : i + 64], y[i : i + 64]).mean().item() for i in range(0, len(x), 64)]))
 
     return distance

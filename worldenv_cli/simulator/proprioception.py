@@ -35,8 +35,8 @@ class ProprioceptionModel(nn.Module):
         self.change = nn.Sequential(nn.Linear(hidden + 2 * state_size, hidden), nn.GELU(), nn.Linear(hidden, state_size))
 
     def look(self, first_frame: Tensor) -> Tensor:
-        """first_frame packed (B, P, h, w) in [-1, 1] -> scene (B, SCENE)."""
-        return self.scene(first_frame)
+        """first_frame packed (B, h, w, P) in [-1, 1] -> scene (B, SCENE)."""
+        return self.scene(first_frame.movedim(-1, 1))
 
     def begin(self, state: Tensor) -> Tensor:
         """The controller at rest at state (B, S): memory (B, hidden + S), the cell's state and the target."""

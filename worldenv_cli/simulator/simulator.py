@@ -51,15 +51,16 @@ def history_until(episode: Episode, camera: str, moment: int) -> History:
 class SimulatorState:
     """What B imagined episodes remember. Frames are uint8, as a camera would give them, and packed (see `unet`)."""
 
-    first: Tensor  # (B, P, h, w) uint8, the episode's first frame
-    recent: Tensor  # (B, R, P, h, w) uint8, oldest first: as many as the longest memory needs, the first frame standing in for those before it
+    first: Tensor  # (B, h, w, P) uint8, the episode's first frame
+    recent: Tensor  # (B, R, h, w, P) uint8, oldest first: as many as the longest memory needs, the first frame standing in for those before it
     state: Tensor  # (B, S) float32
     memory: Tensor  # (B, hidden + S) of the proprioception model
     scene: Tensor  # (B, 32) what it saw in the first frame
+    unlike: Tensor  # (B, bank) how far the bank's scenes are from this one
 
     def rows(self, index) -> "SimulatorState":
         """The rows that go on; the others leave the batch."""
-        return SimulatorState(self.first[index], self.recent[index], self.state[index], self.memory[index], self.scene[index])
+        return SimulatorState(self.first[index], self.recent[index], self.state[index], self.memory[index], self.scene[index], self.unlike[index])
 
 
 class Simulator(nn.Module):
@@ -84,7 +85,7 @@ class Simulator(nn.Module):
         first = pack(np.stack([h.frames[0] for h in histories]), self.config.unet.block).to(self.device)
         scene = self.proprioception.look(normalised(first))
         state = torch.from_numpy(np.stack([h.states[-1] for h in histories])).to(self.device)
-        return SimulatorState(first, recent, state, self._memory(histories, scene), scene)
+        return SimulatorState(first, recent, state, self._memory(histories, scene), scene, self.bank.scene_distance(first))
 
     def _memory(self, histories: list[History], scene: Tensor) -> Tensor:
         """What the proprioception model carries after each history, by following the logged states."""
@@ -104,19 +105,20 @@ class Simulator(nn.Module):
         """
         actions = torch.from_numpy(np.asarray(chunk, np.float32)).to(self.device).clamp(-1, 1)
         states, memory = self.proprioception.roll(state.state, actions, state.memory, state.scene)
-        made = quantised(self.unet.sample(self.conditions(state.recent, state.first, torch.cat([state.state[:, None], states], 1))))
+        given = self.conditions(state.recent, state.first, torch.cat([state.state[:, None], states], 1), state.unlike)
+        made = quantised(self.unet.sample(given))
         recent = torch.cat([state.recent, made], 1)[:, -self.reach :]
         return (
             {self.config.camera: unpack(made, self.config.unet.block)},
             states.cpu().numpy(),
-            SimulatorState(state.first, recent, states[:, -1], memory, state.scene),
+            SimulatorState(state.first, recent, states[:, -1], memory, state.scene, state.unlike),
         )
 
-    def conditions(self, recent: Tensor, first: Tensor, states: Tensor) -> Conditions:
-        """recent (B, N, P, h, w) and first (B, P, h, w) packed uint8, states (B, T + 1, S) in their units."""
+    def conditions(self, recent: Tensor, first: Tensor, states: Tensor, unlike: Tensor) -> Conditions:
+        """recent (B, N, h, w, P) and first (B, h, w, P) packed uint8, states (B, T + 1, S) in their units, unlike (B, bank): see SimulatorState."""
         context = normalised(context_frames(recent, self.config.unet.memory))
         body = self.proprioception
-        alike = normalised(self.bank.nearest(states[:, 1:], self.maps.pixels(states[:, 1:, :3]), first))
+        alike = normalised(self.bank.nearest(states[:, 1:], self.maps.pixels(states[:, 1:, :3]), unlike))
         return Conditions(context, normalised(first), self.maps(states), (states - body.mean) / body.std, alike)
 
     @torch.no_grad()

@@ -41,7 +41,7 @@ class Windows:
         bank.fill(torch.cat(self.frames), states, places, first, torch.Generator().manual_seed(seed))
 
     def batch(self, rng: np.random.Generator, size: int) -> tuple[Tensor, Tensor]:
-        """(packed frames (B, 1 + reach + 1 + 2T, P, h, w) uint8 with the first frame in front, states (B, 1 + 2T, S)).
+        """(packed frames (B, 1 + reach + 1 + 2T, h, w, P) uint8 with the first frame in front, states (B, 1 + 2T, S)).
 
         reach: the longest memory.
         """
@@ -115,29 +115,35 @@ def video_loss(
 ) -> Tensor:
     """Motion-weighted error of one chunk, for a share `own_frames` of the samples after a chunk that the simulator has made itself.
 
-    frames (B, 1 + reach + 1 + 2T, P, h, w) packed uint8, states (B, 1 + 2T, S): see Windows.batch.
+    frames (B, 1 + reach + 1 + 2T, h, w, P) packed uint8, states (B, 1 + 2T, S): see Windows.batch.
     """
     chunk, unet = simulator.config.chunk, simulator.unet
     first, frames = frames[:, 0], frames[:, 1:]
     reach = frames.shape[1] - 2 * chunk
     own = torch.from_numpy(rng.random(len(frames)) < own_frames).to(frames.device)
-    given = simulator.conditions(frames[:, :reach], first, states[:, : chunk + 1])
+    unlike = simulator.bank.scene_distance(first)
+    given = simulator.conditions(frames[:, :reach], first, states[:, : chunk + 1], unlike)
     target = normalised(frames[:, reach : reach + chunk])
     if own.any():
         with torch.no_grad():
             before = given.rows(own)
             before.context = _noised(before.context, config.context_noise, rng)
             made = quantised(unet.sample(before))
-        after = simulator.conditions(torch.cat([frames[own, :reach], made], 1), first[own], states[own, chunk:])
+        after = simulator.conditions(torch.cat([frames[own, :reach], made], 1), first[own], states[own, chunk:], unlike[own])
         target[own] = normalised(frames[own, reach + chunk :])
         for part in ("context", "maps", "states", "alike"):
             getattr(given, part)[own] = getattr(after, part)
     change = torch.maximum((target - given.context[:, None, 0]).abs(), (target - given.first[:, None]).abs())
-    weight = 1 + config.motion_weight * change.unflatten(2, (3, -1)).mean(2, keepdim=True).expand(-1, -1, 3, -1, -1, -1).flatten(2, 3)
+    weight = 1 + config.motion_weight * by_pixel(change)  # (B, T, h, w, block²)
     given.context = _noised(given.context, config.context_noise, rng)
     predicted = unet.training_prediction(target, given, rng)
     error = (predicted - target).abs() if simulator.config.unet.objective == "regression" else (predicted - target) ** 2 * 4
-    return (weight * error).mean() / weight.mean()
+    return (weight * by_pixel(error)).mean() / weight.mean()
+
+
+def by_pixel(packed: Tensor) -> Tensor:
+    """Packed (..., P) -> the mean over the colours of every pixel (..., block²)."""
+    return packed.unflatten(-1, (3, -1)).mean(-2)
 
 
 def _noised(context: Tensor, largest: float, rng: np.random.Generator) -> Tensor:

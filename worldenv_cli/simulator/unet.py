@@ -1,7 +1,7 @@
 """The picture half of the simulator: a U-Net of diffusers that makes the frames of one action chunk from context frames and action maps.
 
-Pictures are held *packed*: blocks of pixels folded into channels, (3 * block**2, H / block, W / block). The network works at that resolution, and
-no pixel is moved about between one imagined chunk and the next: on a CPU that costs more than the convolutions.
+Pictures are held *packed*: blocks of pixels folded into channels, (H / block, W / block, 3 * block**2). The network works at that resolution, and
+pixels are moved about as little as possible: on a CPU that soon costs more than the convolutions.
 
 It does not paint what it can copy: for every pixel of every frame a softmax mixes the last frame, the episode's first frame (what the arm
 uncovers again), two real frames of nearly the same pose (the arm itself: see `bank`) and newly made colour.
@@ -29,7 +29,7 @@ SOURCES = 3 + ALIKE  # of every pixel: the last frame, the first one, those alik
 class UNetConfig(Config):
     channels: tuple[int, ...] = (32, 64, 96)
     layers: int = Field(1, ge=1, description="residual blocks at each resolution")
-    block: int = Field(4, ge=1, description="pixels a side that one position of the network holds")
+    block: Literal[1, 2, 4, 8] = Field(4, description="pixels a side that one position of the network holds")
     memory: tuple[int, ...] = Field((0, 1, 6), description="context frames, in control steps before the chunk; the first frame comes on top")
     objective: Literal["regression", "flow"] = "regression"
     denoising_steps: int = Field(3, ge=1, description="Euler steps of the flow sampler")
@@ -39,11 +39,11 @@ class UNetConfig(Config):
 class Conditions:
     """What the frames of a chunk are made from. Pictures are packed and in [-1, 1]."""
 
-    context: Tensor  # (B, M, P, h, w), the last frame first
-    first: Tensor  # (B, P, h, w), the episode's first frame
-    maps: Tensor  # (B, T + 1, 3, h, w): where the hand is before the chunk and after each of its actions
+    context: Tensor  # (B, M, h, w, P), the last frame first
+    first: Tensor  # (B, h, w, P), the episode's first frame
+    maps: Tensor  # (B, T + 1, h, w, 3): where the hand is before the chunk and after each of its actions
     states: Tensor  # (B, T + 1, S), normalised: the same as numbers, for what a marker cannot say (how the arm bends)
-    alike: Tensor  # (B, T, ALIKE, P, h, w): for each frame to be made, real ones with nearly the same pose (see bank.py)
+    alike: Tensor  # (B, T, ALIKE, h, w, P): for each frame to be made, real ones with nearly the same pose (see bank.py)
 
     def rows(self, index) -> "Conditions":
         return Conditions(self.context[index], self.first[index], self.maps[index], self.states[index], self.alike[index])
@@ -72,30 +72,31 @@ class VideoUNet(nn.Module):
             class_embed_type="identity",
         )
         self.pose = nn.Sequential(nn.Linear(state_size * (chunk + 1), 256), nn.SiLU(), nn.Linear(256, 4 * width))
+        # (block², P): the three colours of a pixel share one mixture, and a matrix product spreads it faster than broadcasting does
+        self.register_buffer("colours", torch.eye(config.block**2).repeat(1, 3), persistent=False)
         self.scheduler = FlowMatchEulerDiscreteScheduler()
 
     def clean(self, noisy: Tensor | None, sigma: Tensor, given: Conditions) -> Tensor:
-        """The network's word for the clean frames, (B, T, P, h, w) packed.
+        """The network's word for the clean frames, (B, T, h, w, P) packed.
 
-        noisy (B, T, P, h, w) or None, sigma (B,). Pictures are in [-1, 1].
+        noisy (B, T, h, w, P) or None, sigma (B,). Pictures are in [-1, 1].
         """
-        pictures = torch.cat([given.context.flatten(1, 2), given.first, given.alike.flatten(1, 3), given.maps.flatten(1, 2)], 1)
-        x = self.read(pictures.contiguous(memory_format=torch.channels_last))
+        alike = given.alike.flatten(1, 2)  # (B, T * ALIKE, h, w, P)
+        pictures = torch.cat([*given.context.unbind(1), given.first, *alike.unbind(1), *given.maps.unbind(1)], -1)
+        x = self.read(pictures.movedim(-1, 1))
         if noisy is not None:
-            x = x + self.read_noisy(noisy.flatten(1, 2).contiguous(memory_format=torch.channels_last))
+            x = x + self.read_noisy(torch.cat(noisy.unbind(1), -1).movedim(-1, 1))
         features = self.network(x, sigma * 1000, class_labels=self.pose(given.states.flatten(1))).sample
-        out = self.write(features, given.maps[:, 1:], given.states[:, 1:], given.alike).unflatten(2, (SOURCES + 3, -1))
-        gates, colour = out.split([SOURCES, 3], 2)  # (B, T, SOURCES | 3, block², h, w)
-        bias = gates.new_tensor([2.0] + [0.0] * (SOURCES - 1))[:, None, None, None]  # begin by copying the last frame
-        shares = (gates + bias).softmax(2).unbind(2)  # one mixture for the three colours of a pixel
-        sources = (given.context[:, None, 0], given.first[:, None], *given.alike.unbind(2))
-        mixed = shares[-1][:, :, None] * colour
-        for share, picture in zip(shares, sources):
-            mixed = torch.addcmul(mixed, share[:, :, None], picture.unflatten(2, (3, -1)))
-        return mixed.flatten(2, 3)
+        out = self.write(features, given.maps[:, 1:], given.states[:, 1:], given.alike).unflatten(-1, (SOURCES + 3, -1))
+        gates, colour = out.split([SOURCES, 3], -2)  # (B, T, h, w, SOURCES | 3, block²)
+        shares = (gates.softmax(-2) @ self.colours).unbind(-2)  # (B, T, h, w, P) for each source
+        mixed = shares[-1] * colour.flatten(-2)
+        for share, picture in zip(shares, (given.context[:, None, 0], given.first[:, None], *given.alike.unbind(2))):
+            mixed.addcmul_(share, picture)
+        return mixed
 
     def sample(self, given: Conditions) -> Tensor:
-        """Frames of the next chunk, (B, T, P, h, w) in [-1, 1]; fresh noise at every call where the objective is `flow`."""
+        """Frames of the next chunk, (B, T, h, w, P) in [-1, 1]; fresh noise at every call where the objective is `flow`."""
         first = given.first
         one = torch.ones(len(first), device=first.device)
         if self.config.objective == "regression":
@@ -134,15 +135,16 @@ class FrameWriter(nn.Module):
         self.shared = nn.Conv2d(width, 2 * width, 1)
         self.pose = nn.Linear(state_size, 2 * width)
         self.out = nn.Conv2d(2 * width, out, 1)
+        with torch.no_grad():
+            self.out.bias[: out // (SOURCES + 3)] += 2  # the gate of the last frame: begin by copying it
 
     def forward(self, features: Tensor, maps: Tensor, states: Tensor, alike: Tensor) -> Tensor:
-        """features (B, width, h, w), maps (B, T, 3, h, w), states (B, T, S), alike (B, T, ALIKE, P, h, w) -> (B, T, out, h, w)."""
+        """features (B, width, h, w), maps (B, T, h, w, 3), states (B, T, S), alike (B, T, ALIKE, h, w, P) -> (B, T, h, w, out)."""
         frames = maps.shape[:2]
-        own = torch.cat([alike.flatten(2, 3), maps], 2).flatten(0, 1)
-        own = self.own(own.contiguous(memory_format=torch.channels_last))
+        own = self.own(torch.cat([*alike.unbind(2), maps], -1).flatten(0, 1).movedim(-1, 1))
         own += self.pose(states.flatten(0, 1))[:, :, None, None]  # in place: a fresh tensor of this size costs a CPU as much as a convolution
-        own += self.shared(features).repeat_interleave(frames[1], 0)
-        return self.out(F.gelu(own)).unflatten(0, frames)
+        own.unflatten(0, frames).add_(self.shared(features)[:, None])
+        return self.out(F.gelu(own)).movedim(1, -1).unflatten(0, frames)
 
 
 def context_frames(frames: Tensor, memory: tuple[int, ...]) -> Tensor:
