@@ -19,7 +19,7 @@ from worldenv_cli.cli import app
 from worldenv_cli.data.dataset import read_dataset, read_description
 from worldenv_cli.errors import UserError
 from worldenv_cli.models import load_model
-from worldenv_cli.pipeline import run_stages
+from worldenv_cli.pipeline import Run, run_stages
 from worldenv_cli.policies.lora import AdaptedPolicy
 from worldenv_cli.recipe import load_recipe
 
@@ -200,6 +200,25 @@ def test_stages_one_by_one_make_what_the_run_made(finished, mini, tmp_path, caps
     before = (tmp_path / "sft" / "provenance.json").stat().st_mtime_ns
     run_stages(load_recipe(MINI, ["sft.steps=3"]), tmp_path, ["sft"], force=True)
     assert (tmp_path / "sft" / "provenance.json").stat().st_mtime_ns != before
+
+
+def test_a_dataset_is_read_once_and_again_when_it_was_made_again(finished, mini, tmp_path):
+    shutil.copytree(finished.folder / "demonstrations", tmp_path / "demonstrations")
+    run = Run(mini, tmp_path)
+    before = run.episodes("demonstrations")
+    assert run.episodes("demonstrations") is before
+    run.artifact("demonstrations", {}, {}, lambda folder, _: shutil.copytree(finished.folder / "exploration", folder, dirs_exist_ok=True))
+    assert len(run.episodes("demonstrations")) == len(read_dataset(finished.folder / "exploration")) != len(before)
+
+
+def test_objectives_are_compared_for_the_report(finished, mini, tmp_path):
+    """Only when asked for: the loop does without."""
+    assert not (finished.folder / "comparison").exists()
+    shutil.copytree(finished.folder, tmp_path / "run")
+    run_stages(mini, tmp_path / "run", ["compare", "eval-real"])
+    found = json.loads((tmp_path / "run" / "eval.json").read_text())["compared"]
+    assert [one["objective"] for one in found["compared"]] == ["regression", "flow"] and found["n_episodes"] == 8
+    assert "Objectives compared" in (tmp_path / "run" / "report.html").read_text()
 
 
 @pytest.mark.parametrize("change, told", [("ingest.demos_per_task=3", "ingest.demos_per_task was 2"), ("seed=5", "seed was 0, here it is 5")])

@@ -15,7 +15,7 @@ from worldenv_cli.policies.lora import AdaptedPolicy, LoraSettings
 from worldenv_cli.policies.observation import Observation
 from worldenv_cli.policies.sft import ChunkSamples
 from worldenv_cli.post_train import loop
-from worldenv_cli.post_train.gate import GateConfig, gate, judged
+from worldenv_cli.post_train.gate import GateConfig, errors_on, gate, judged
 from worldenv_cli.post_train.loop import StartPool, UpdatesConfig, chunk_kl, run_updates
 from worldenv_cli.post_train.objective import clipped_objective, leave_one_out
 from worldenv_cli.post_train.rollouts import imagine
@@ -118,12 +118,21 @@ def test_gate_closes(real, imagined, reason):
     assert not row["open"] and reason in row["reason"] and row["n"] == 4
 
 
+def test_errors_of_the_open_tasks_leave_the_closed_ones_out():
+    """A reflector that is right on the open task and wrong on the closed one has no errors where it is used."""
+    wrong = [scored([0.9] * 3, LOST, "closed"), scored([0.1] * 3, [False, False, True], "closed")]
+    real, imagined = errors_on(["t"], {"real": SURE + wrong, "imagined": SURE + wrong}, 0.5)
+    assert (real["frames"], imagined["frames"]) == ("real", "imagined") and real["auc"] == 1 and real["n_episodes"] == len(SURE)
+    assert errors_on(["t", "closed"], {"real": SURE + wrong}, 0.5)[0]["auc"] < 1
+    assert errors_on([], {"real": SURE}, 0.5) == []
+
+
 def test_gate_row_by_row():
     """A task without episodes is closed, one with a single class has no AUC and is closed; others do not suffer."""
     failures = [scored([0.1] * 3, LOST, "lost") for _ in range(3)]
     rows = gate(failures + SURE, failures + SURE, 0.5, ["none", "t", "lost"], GateConfig(success_min=0))
     assert [(row["task"], row["n"], row["open"]) for row in rows] == [("none", 0, False), ("t", 4, True), ("lost", 3, False)]
-    assert "no held-out" in rows[0]["reason"] and "AUC nan" in rows[2]["reason"]
+    assert "no unseen" in rows[0]["reason"] and "AUC nan" in rows[2]["reason"]
 
 
 def test_acceptance_is_by_task_and_ties_go_to_the_tuned_policy():

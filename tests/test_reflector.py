@@ -334,7 +334,7 @@ def test_the_gate_says_why():
         assert row["open"] == (row["task"] == "good") and cases[row["task"]][2] in row["reason"], row
         assert row["n"] == 10
     assert rows[0]["real_success"] == 0.5 and rows[0]["reflector_on_real"] == pytest.approx(0.5) and rows[0]["auc_imagined"] == 1
-    assert rows[-1]["open"] is False and rows[-1]["reason"] == "no held-out episodes"
+    assert rows[-1]["open"] is False and rows[-1]["reason"] == "no unseen episodes"
 
 
 def test_tasks_are_told_apart(mini, reflector, demonstrations):

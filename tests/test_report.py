@@ -96,9 +96,19 @@ def full_report() -> dict:
             "shuffled_actions": {"psnr": [25 - 1.0 * c for c in chunks]},
             "perceptual_name": "LPIPS (VGG)",
             "n_episodes": 24,
+        },
+        "compared": {
+            "n_episodes": 24,
             "compared": [
-                {"objective": "flow matching", "steps": 4, "psnr": [29 - 0.7 * c for c in chunks], "seconds": 0.061},
-                {"objective": "regression", "steps": 1, "psnr": [28 - 0.9 * c for c in chunks], "seconds": 0.017},
+                {
+                    "objective": objective,
+                    "steps": steps,
+                    "seconds": 201.0,
+                    "seconds_a_chunk": cost,
+                    "psnr": [best - 0.7 * c for c in chunks],
+                    "ssim": [0.9 - 0.01 * c for c in chunks],
+                }
+                for objective, steps, cost, best in (("regression", 450, 0.02, 28), ("flow", 310, 0.06, 29))
             ],
         },
         "reflector": {
@@ -201,7 +211,7 @@ def test_everything_is_there(page):
         ". The interval includes zero.",
         "[+7.1, +40.3]", "0.013", "overstates", "open", "closed", "+15.0", "n = 20",
         "0.953", "[0.902, 0.978]", "4.1%", "3/41", "2.40", "0.034", "0.57", "n = 1311 predictions",
-        "28.4 → 23.5", "mean 26.0", "n = 24 held-out episodes", "LPIPS (VGG) (lower is better)", "flow matching", "0.061",
+        "28.4 → 23.5", "mean 26.0", "n = 24 held-out episodes", "LPIPS (VGG) (lower is better)", "regression", "310 steps", "0.060",
         "the probe fell on push-v3", "end of budget", "9/20", "tuned", "One training seed.",
         "camera.fovy", "45.0", "2.0 h", "2.2 h", "Peak memory: 5.4 GB.", "2.13.0+cpu", "tasks: {push-v3: push the puck}",
     ]:  # fmt: skip

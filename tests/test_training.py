@@ -8,7 +8,7 @@ from torch import nn
 from worldenv_cli.artifacts import Checkpoint
 from worldenv_cli.errors import UserError
 from worldenv_cli.progress import Metrics
-from worldenv_cli.training import TrainingConfig, _schedule, train
+from worldenv_cli.training import TrainingConfig, _schedule, one_thread, train
 
 X = torch.from_numpy(np.random.default_rng(1).standard_normal((64, 5)).astype(np.float32))
 Y = X.sum(1, keepdim=True).sin()
@@ -119,3 +119,15 @@ def test_it_learns_and_logs(tmp_path):
 def test_schedule():
     assert _schedule(0.0, 0.1) < 0.02 and _schedule(0.1, 0.1) == pytest.approx(1) and _schedule(1.0, 0.1) == pytest.approx(0.02)
     assert _schedule(0.55, 0.1) == pytest.approx(0.51) and _schedule(0.0, 0.0) == pytest.approx(1)
+
+
+def test_one_thread_ends_with_its_block_however_that_ends():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(ZeroDivisionError), one_thread():
+            assert torch.get_num_threads() == 1
+            1 / 0
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

@@ -96,7 +96,7 @@ def gate(number: int, table: Sequence[dict]) -> str:
         [
             f"# Gate of round {number}: which tasks both models can be trusted with",
             "",
-            "| task | held-out episodes | true success | reflector on real frames | on imagined frames | AUC, imagined | verdict |",
+            "| task | unseen episodes | true success | reflector on real frames | on imagined frames | AUC, imagined | verdict |",
             "|---|---|---|---|---|---|---|",
             *rows,
         ]

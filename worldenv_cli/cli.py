@@ -53,9 +53,17 @@ def explore(recipe: RecipeFile, set: Set = None, out: Out = None, dry_run: DryRu
 
 
 @app.command()
-def simulate(recipe: RecipeFile, set: Set = None, out: Out = None, dry_run: DryRun = False, force: Force = False, debug: Debug = False):
+def simulate(
+    recipe: RecipeFile,
+    compare: Annotated[bool, typer.Option("--compare", help="Then also train regression and flow matching for equal times.")] = False,
+    set: Set = None,
+    out: Out = None,
+    dry_run: DryRun = False,
+    force: Force = False,
+    debug: Debug = False,
+):
     """Episodes -> world simulator."""
-    _run(["simulate"], recipe, set, out, dry_run, force, debug)
+    _run(["simulate", "compare"] if compare else ["simulate"], recipe, set, out, dry_run, force, debug)
 
 
 @app.command()
@@ -82,6 +90,27 @@ def evaluate(
 ):
     """Base and post-trained policy from the same starts -> report."""
     _run(["eval-real" if real else "eval"], recipe, set, out, dry_run, force, debug)
+
+
+@app.command()
+def pool(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of evaluated runs that differ in their training seed.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the pooled eval.json and report.html.")] = Path("runs/pooled"),
+    debug: Debug = False,
+):
+    """Runs of several training seeds -> one report."""
+    with _told(debug):
+        from .atomic import write_json
+        from .evaluation.pool import pool_runs
+        from .evaluation.report import print_tables, write_report
+        from .progress import say
+
+        report = pool_runs(runs)
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / "eval.json", report)
+        write_report(out / "report.html", report)
+        print_tables(report)
+        say(f"report: {out / 'report.html'}")
 
 
 @app.command()

@@ -175,6 +175,7 @@ def run_stages(recipe: Recipe, out: Path, stages: list[str] | None = None, *, dr
         "eval": evaluate_imagined,
         "eval-real": evaluate_real,
         "bench": bench,
+        "compare": available.compare,
     }
     keep_freed_memory()
     run = Run(recipe, out, dry_run=dry_run, force=force)
@@ -183,7 +184,7 @@ def run_stages(recipe: Recipe, out: Path, stages: list[str] | None = None, *, dr
     if dry_run:
         available.estimate(run)
     try:
-        for name in stages or [stage for stage in functions if stage != "bench"]:
+        for name in stages or [stage for stage in functions if stage not in ("bench", "compare")]:
             functions[name](run)
     finally:
         run.close()

@@ -126,6 +126,22 @@ def simulate(run: Run) -> None:
     run.artifact("simulator", run.settings("simulator", "simulate"), needs("demonstrations", "exploration", "sft"), make)
 
 
+def compare(run: Run) -> None:
+    """Regression against flow matching at equal training time: for the report, nothing is made from it."""
+
+    def make(folder, provenance):
+        from .simulator.compare import compare_objectives
+
+        episodes = run.episodes("demonstrations") + of_split(run.episodes("exploration"), "train")
+        held_out = of_split(run.episodes("exploration"), "held-out")
+        simulator, policy = run.model("simulator", "simulator"), run.model("sft", "policy")
+        found = compare_objectives(simulator, episodes, held_out, run.recipe.simulate, policy, run.recipe.seed)
+        write_json(folder / "comparison.json", {"n_episodes": len(held_out), "compared": found})
+        write_json(folder / "provenance.json", provenance)
+
+    run.artifact("comparison", run.settings("simulate"), needs("demonstrations", "exploration", "sft", "simulator"), make)
+
+
 def calibrate(run: Run) -> None:
     def make(folder, provenance):
         import torch

@@ -1,6 +1,7 @@
 """The one training loop: warm-up and cosine, weight average, checkpoints from which a cut-off run goes on as if nothing had happened."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -67,6 +68,17 @@ def train(
     with torch.no_grad():
         for parameter, kept in zip(parameters, average):
             parameter.copy_(kept)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """For models so small that threads wait for each other longer than they work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _schedule(progress: float, warmup: float) -> float:

@@ -67,22 +67,22 @@ def fidelity(values: dict) -> list:
             ]
             plots.append(Plot(title, line_plot(series, ("chunk", "")), list(present.values())))
         blocks.append(plots)
-    return blocks + compared(values.get("compared") or [], horizon)
+    return blocks
 
 
-def compared(objectives: list[dict], horizon: list) -> list:
-    """The simulator trained or sampled in other ways."""
+def compared(values: dict) -> list:
+    """One-step regression and few-step flow matching, trained for equal times (`worldenv simulate --compare`)."""
+    objectives = values.get("compared") or []
     if not objectives:
         return []
     rows: list[list[Cell]] = []
     for one in objectives:
-        rows.append([one["objective"], f"{one['steps']:,}", course(one.get("psnr")), number(one.get("seconds"))])
-    note = "PSNR: first chunk → last chunk."
-    table = Table("Objectives compared", ["objective", "steps", "PSNR, dB (higher is better)", "seconds"], rows, note)
-    drawn = [one for one in objectives if one.get("psnr") and len(one["psnr"]) == len(horizon)]
-    series = [Series(f"{one['objective']} ({one['steps']})", horizon, one["psnr"]) for one in drawn]
-    if not series:
-        return [table]
+        trained = (f"{one['seconds']:.0f} s", f"{one['steps']:,} steps")
+        rows.append([one["objective"], trained, number(one["seconds_a_chunk"]), course(one["psnr"]), course(one["ssim"])])
+    headers = ["objective", "trained", "seconds a chunk", "PSNR, dB (higher is better)", "SSIM (higher is better)"]
+    note = f"First chunk → last chunk, open loop; n = {values['n_episodes']} held-out episodes, imagined side by side."
+    table = Table("Objectives compared", headers, rows, note)
+    series = [Series(one["objective"], list(range(1, len(one["psnr"]) + 1)), one["psnr"]) for one in objectives]
     return [table, [Plot("PSNR by objective, dB", line_plot(series, ("chunk", "")), [line.name for line in series])]]
 
 
@@ -94,7 +94,7 @@ def course(values: list[float] | None) -> Cell:
 
 def reflector(values: dict) -> list:
     measured = [(name, values[name]) for name in ("real", "imagined") if values.get(name)]
-    measured += [(row["task"], row) for row in values.get("per_task", [])]
+    measured += [(f"{row['task']}, {row['frames']}" if "frames" in row else row["task"], row) for row in values.get("per_task", [])]
     blocks: list = []
     if measured:
         rows: list[list[Cell]] = []

@@ -14,7 +14,7 @@ from .statistics import mcnemar, newcombe_paired, paired_counts, wilson
 
 class EvalConfig(Config):
     starts: int = Field(75, ge=1, description="unseen starts of each task, the same for every policy")
-    imagined_starts: int = Field(48, ge=1, description="imagined episodes of each task, from validation first frames")
+    imagined_starts: int = Field(48, ge=1, description="of these starts, the first ones: imagined as well, from their first frames")
     stops: int = Field(25, ge=1, description="of these starts: played to the horizon, to compare the reflector's stop with playing on")
     offset: int = Field(0, ge=0, description="first evaluation start")
     offline: bool = Field(True, description="also play the policy of the first round before any probe: the paper's fully offline setting")

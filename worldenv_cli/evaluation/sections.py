@@ -22,7 +22,7 @@ from .blocks import (
     points,
     rate,
 )
-from .diagnostics import fidelity, reflector, rounds, updates
+from .diagnostics import compared, fidelity, reflector, rounds, updates
 from .svg import Point, agreement_plot, interval_plot, known
 
 
@@ -34,7 +34,7 @@ def sections(report: dict) -> list[Section]:
         Section("Paired comparisons", comparisons(report.get("comparisons") or [])),
         Section("Trust: imagined against real", trust(report.get("trust_table") or []) + agreement(report.get("imagined_vs_real") or [])),
         Section("Post-training", rounds(report.get("rounds") or []) + updates(report.get("updates") or [])),
-        Section("World simulator", fidelity(report.get("fidelity") or {})),
+        Section("World simulator", fidelity(report.get("fidelity") or {}) + compared(report.get("compared") or {})),
         Section("Reflector", reflector(report.get("reflector") or {})),
         Section("Videos", videos(report.get("videos") or []), key=False),
         Section("Limits", list(report.get("limits") or [])),

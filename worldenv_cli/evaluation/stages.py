@@ -18,7 +18,7 @@ from ..rollout import play
 from ..simulator.simulator import history_until
 from ..stages import needs
 from ..world_env import WorldEnv
-from .protocol import arm, compare, outcomes, stopping
+from .protocol import arm, by_task, compare, outcomes, stopping
 from .report import print_tables, write_report
 from .video import contact_sheet, save_animation, save_video, side_by_side, stacked
 
@@ -40,21 +40,25 @@ def arms(run: Run) -> dict[str, tuple[str, list[str]]]:
 
 
 def evaluate_imagined(run: Run) -> None:
-    """Every arm in the last round's simulator and reflector, from validation first frames."""
+    """Every arm in the last round's simulator and reflector, from the first frames of starts that it plays in reality too.
+
+    From other starts the two would differ by which starts were drawn: a tenth and more with 50 of a task.
+    """
     config, (simulator, reflector) = run.recipe, models_of(run.recipe.post_train.rounds)
     policies = {name: policy for name, (policy, _) in arms(run).items()}
 
     def make(folder, provenance):
         env_model = run.model(simulator, "simulator"), run.model(reflector, "reflector")
-        chosen = starts("validation", config.env.tasks, config.eval.imagined_starts, offset=5000, run_seed=config.seed)
+        count = min(config.eval.imagined_starts, config.eval.starts)
+        chosen = starts("evaluation", config.env.tasks, count, offset=config.eval.offset)
         pool = start_pool([], reset_frames(run.env(), chosen), env_model[0].config.camera, env_model[0].config.chunk, config.seed)
         env = WorldEnv(*env_model, config.world_env, [h for found in pool.first.values() for h in found])
-        tasks, count = list(config.env.tasks), config.eval.imagined_starts
+        tasks = list(config.env.tasks)
         found = {name: imagined_success(run.model(path, "policy"), env, pool, tasks, count, config.seed) for name, path in policies.items()}
         write_json(folder / "imagined.json", {"n": count, "arms": found})
         write_json(folder / "provenance.json", provenance)
-        for name, by_task in found.items():
-            say(f"imagined success of {name}: " + ", ".join(f"{task} {value:.2f}" for task, value in by_task.items()))
+        for name, values in found.items():
+            say(f"imagined success of {name}: " + ", ".join(f"{task} {value:.2f}" for task, value in values.items()))
 
     run.artifact("eval/imagined", run.settings("eval", "world_env", "env"), needs(simulator, reflector, *policies.values()), make)
 
@@ -81,7 +85,9 @@ def _play_arm(run: Run, name: str, policy: str) -> None:
     def make(folder, provenance):
         chosen = starts("evaluation", recipe.env.tasks, recipe.eval.starts, offset=recipe.eval.offset)
         player, keep, told = run.model(policy, "policy"), run.kept(f"eval/{slug}"), f"evaluation: {name}"
-        to_the_end = play(run.env(until_horizon=True), chosen[:stops], player, description=f"{told}, to the horizon", keep=keep / "horizon")
+        to_the_end = []
+        if stops:
+            to_the_end = play(run.env(until_horizon=True), chosen[:stops], player, description=f"{told}, to the horizon", keep=keep / "horizon")
         others = play(run.env(every_frame=False), chosen[stops:], player, description=told, keep=keep)
         result = {"tasks": [task for task, _ in chosen], "outcomes": outcomes(to_the_end + others).tolist()}
         if stops:
@@ -137,6 +143,8 @@ def _report(run: Run) -> dict:
     timing = _read(run, "timing.json") if run.path("timing.json").is_file() else {}
     accepted = _read(run, "post-trained/acceptance.json")
     last_simulator, last_reflector = models_of(config.rounds)
+    errors = _read(run, f"{last_reflector}/errors.json")
+    errors["per_task"] = errors.get("per_task", []) + rounds[-1]["errors"]  # of the last gate: the open tasks together
     return {
         "name": recipe.name,
         "recipe": resolved_yaml(recipe),
@@ -144,17 +152,14 @@ def _report(run: Run) -> dict:
         "wall_seconds": {stage: values["seconds"] for stage, values in timing.items()},
         "peak_memory_gb": max((values["peak_memory_gb"] for values in timing.values()), default=None),
         "protocol": _protocol(recipe),
+        "tasks": tasks,  # of every outcome below
         "arms": rows,
         "comparisons": [compare(found[a], found[b], tasks) for a, b in pairs if a in found and b in found],
         "trust_table": [{"round": r["round"], **row} for r in rounds for row in r["table"] if row["n"]],
-        "imagined_vs_real": [
-            {"checkpoint": name, "task": task, "imagined": value, **_real(found[name], task)}
-            for name, by_task in imagined["arms"].items()
-            if name in found
-            for task, value in by_task.items()
-        ],
+        "imagined_vs_real": _agreement(imagined, found, tasks),
         "fidelity": _read(run, f"{last_simulator}/fidelity.json"),
-        "reflector": _read(run, f"{last_reflector}/errors.json"),
+        "compared": _read(run, "comparison/comparison.json") if run.path("comparison").is_dir() else {},
+        "reflector": errors,
         "updates": [{"round": r["round"], **update} for r in rounds for update in r["history"]],
         "rounds": [_round(run, r, accepted if r["round"] == config.rounds else None) for r in rounds],
         "videos": [
@@ -167,9 +172,15 @@ def _report(run: Run) -> dict:
     }
 
 
-def _real(row: dict, task: str) -> dict:
-    counts = row["tasks"][task]
-    return {"real": counts["successes"] / counts["n"], "n": counts["n"]}
+def _agreement(imagined: dict, found: dict[str, dict], tasks: list[str]) -> list[dict]:
+    """Imagined and real success of every arm and task, both from the starts that were imagined: the first ones."""
+    rows, same = [], imagined["n"] * len(set(tasks))
+    for name, values in imagined["arms"].items():
+        real = by_task(tasks[:same], np.array(found[name]["outcomes"])[:same])
+        for task, value in values.items():
+            counts = real[task]
+            rows.append({"checkpoint": name, "task": task, "imagined": value, "real": counts["successes"] / counts["n"], "n": counts["n"]})
+    return rows
 
 
 def _protocol(recipe) -> dict:

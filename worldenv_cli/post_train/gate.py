@@ -1,7 +1,7 @@
 """Which tasks may be trained in imagination: the small table in which reward hacking shows before it happens.
 
-For held-out real episodes of every task: true success / the reflector on their real frames / the reflector on the simulator's replay of the
-same actions. If the second disagrees with the first the reflector would be exploited, if the third does, the simulator.
+For real episodes of every task on which neither model was trained: true success / the reflector on their real frames / the reflector on the
+simulator's replay of the same actions. If the second disagrees with the first the reflector would be exploited, if the third does, the simulator.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from ..simulator.simulator import Simulator
 
 
 class GateConfig(Config):
-    gap: float = Field(0.2, ge=0, description="largest |reflector - true success| on real and on imagined frames, over held-out episodes")
+    gap: float = Field(0.2, ge=0, description="largest |reflector - true success| on real and on imagined frames, over unseen episodes")
     auc: float = Field(0.85, ge=0, le=1, description="smallest ROC-AUC of the reflector on imagined frames")
     success_min: float = Field(0.1, ge=0, le=1, description="tasks that succeed more rarely give no signal")
     success_max: float = Field(0.97, ge=0, le=1, description="tasks that succeed more often have no room")
@@ -42,7 +42,7 @@ def gate(real: Sequence[Scored], imagined: Sequence[Scored], threshold: float, t
     for task in tasks:
         mine = [i for i, scored in enumerate(real) if scored.task == task]
         if not mine:
-            rows.append({"task": task, "n": 0, "open": False, "reason": "no held-out episodes"})
+            rows.append({"task": task, "n": 0, "open": False, "reason": "no unseen episodes"})
             continue
         success = float(np.mean([real[i].success[-1] for i in mine]))
         on_real = float(np.mean([judged(real[i], threshold) for i in mine]))
@@ -62,6 +62,12 @@ def gate(real: Sequence[Scored], imagined: Sequence[Scored], threshold: float, t
             }
         )
     return rows
+
+
+def errors_on(tasks: Sequence[str], scored: dict[str, Sequence[Scored]], threshold: float) -> list[dict]:
+    """What the reflector gets wrong on these tasks together: a row (see `measure`) for each kind of frames."""
+    chosen = {kind: [episode for episode in episodes if episode.task in tasks] for kind, episodes in scored.items()}
+    return [{"task": "open tasks", "frames": kind, **measure(episodes, threshold)} for kind, episodes in chosen.items() if episodes]
 
 
 def _closed_because(success: float, on_real: float, on_imagined: float, area: float, config: GateConfig) -> str:

@@ -31,7 +31,7 @@ from ..simulator.simulator import History
 from ..simulator.train import train_simulator
 from ..stages import make_reflector, needs, save_dataset
 from ..world_env import WorldEnv
-from .gate import gate, score_both
+from .gate import errors_on, gate, score_both
 from .loop import StartPool, UpdatesConfig, run_updates
 from .rounds import accept, closed_observations, imagined_success, successes
 from .starts import reset_frames, start_pool
@@ -128,14 +128,16 @@ def _gate(run: Run, number: int) -> None:
 
     def make(folder, provenance):
         env, pool = _imagination(run, number)
-        held_out = of_split(_explored(run, datasets), "held-out")
-        real, imagined = score_both(env.simulator, env.reflector, held_out)
-        table = gate(real, imagined, env.reflector.threshold.item(), list(recipe.env.tasks), config.gate)
+        unseen = of_split(_explored(run, datasets), "held-out", "calibration")  # by the weights; twenty episodes say little about an AUC
+        real, imagined = score_both(env.simulator, env.reflector, unseen)
+        threshold = env.reflector.threshold.item()
+        table = gate(real, imagined, threshold, list(recipe.env.tasks), config.gate)
         open_tasks = [row["task"] for row in table if row["open"]]
         say(f"open tasks: {', '.join(open_tasks) or 'none'}" + "".join(f"; {r['task']} closed, {r['reason']}" for r in table if not r["open"]))
         start = run.model(f"rounds/{number}/start", "policy")
         baseline = imagined_success(start, env, pool, open_tasks, MEASURED_EPISODES, recipe.seed)
-        found = {"round": number, "table": table, "open_tasks": open_tasks, "baseline": baseline}
+        errors = errors_on(open_tasks, {"real": real, "imagined": imagined}, threshold)
+        found = {"round": number, "table": table, "open_tasks": open_tasks, "baseline": baseline, "errors": errors}
         write_artifact(folder, "gate", found, None, provenance, cards.gate(number, table))
 
     chosen = run.settings("env", "world_env") | {"gate": config.gate.model_dump(mode="json"), "resets": config.resets}
@@ -261,7 +263,7 @@ def _acceptance_test(run: Run, name: str, policy: str) -> None:
 
 
 def read_gate(run: Run, number: int) -> dict:
-    """{"round", "table": one row for each task, "open_tasks", "baseline": {open task: imagined success of the start}}."""
+    """{"round", "table": one row for each task, "open_tasks", "baseline": {open task: imagined success of the start}, "errors"}."""
     return load_config(run.path(f"rounds/{number}/gate"), "gate")
 
 

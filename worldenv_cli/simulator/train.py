@@ -10,7 +10,7 @@ from torch import Tensor
 from ..config import Config
 from ..data.dataset import Episode
 from ..packing import normalised, pack, quantised
-from ..training import TrainingConfig, train
+from ..training import TrainingConfig, one_thread, train
 from .bank import PoseBank
 from .conditioning import ActionMaps
 from .simulator import Simulator
@@ -89,7 +89,8 @@ def train_proprioception(simulator: Simulator, episodes: Sequence[Episode], conf
         rows = rng.integers(0, count, config.batch)
         return simulator.proprioception.loss(states[rows], actions[rows], mask[rows], first[rows]), {}
 
-    train(simulator.proprioception, loss, config, seed=seed, description="proprioception model", checkpoint=checkpoint)
+    with one_thread():
+        train(simulator.proprioception, loss, config, seed=seed, description="proprioception model", checkpoint=checkpoint)
 
 
 def train_video(simulator: Simulator, episodes: Sequence[Episode], config: SimulateConfig, *, seed: int, checkpoint=None, metrics=None) -> None:
@@ -98,11 +99,15 @@ def train_video(simulator: Simulator, episodes: Sequence[Episode], config: Simul
     windows.fill(simulator.bank, simulator.maps, seed)
 
     def loss(step, rng):
-        own_frames = config.own_frames if step > config.video.steps // 3 else 0.0  # first it must be worth learning from
         batch = (part.to(simulator.device) for part in windows.batch(rng, config.video.batch))
-        return video_loss(simulator, *batch, config, own_frames, rng), {}
+        return video_loss(simulator, *batch, config, own_frames(step, config), rng), {}
 
     train(simulator.unet, loss, config.video, seed=seed, description="video simulator", checkpoint=checkpoint, metrics=metrics)
+
+
+def own_frames(step: int, config: SimulateConfig) -> float:
+    """Share of a step's samples whose context the simulator makes itself: none at first, what it makes must be worth learning from."""
+    return config.own_frames if step > config.video.steps // 3 else 0.0
 
 
 def video_loss(
@@ -110,17 +115,17 @@ def video_loss(
     frames: Tensor,
     states: Tensor,
     config: SimulateConfig,
-    own_frames: float,
+    share: float,
     rng: np.random.Generator,
 ) -> Tensor:
-    """Motion-weighted error of one chunk, for a share `own_frames` of the samples after a chunk that the simulator has made itself.
+    """Motion-weighted error of one chunk, for a `share` of the samples after a chunk that the simulator has made itself.
 
     frames (B, 1 + reach + 1 + 2T, h, w, P) packed uint8, states (B, 1 + 2T, S): see Windows.batch.
     """
     chunk, unet = simulator.config.chunk, simulator.unet
     first, frames = frames[:, 0], frames[:, 1:]
     reach = frames.shape[1] - 2 * chunk
-    own = torch.from_numpy(rng.random(len(frames)) < own_frames).to(frames.device)
+    own = torch.from_numpy(rng.random(len(frames)) < share).to(frames.device)
     unlike = simulator.bank.scene_distance(first)
     given = simulator.conditions(frames[:, :reach], first, states[:, : chunk + 1], unlike)
     target = normalised(frames[:, reach : reach + chunk])

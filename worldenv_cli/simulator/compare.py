@@ -1,0 +1,79 @@
+"""One-step regression against few-step flow matching: one network, one proprioception model, the same episodes, the same training time.
+
+A step of flow matching costs more where a sample's context is made by the simulator itself (several passes instead of one), so it gets fewer.
+"""
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from ..data.dataset import Episode
+from ..progress import say
+from .fidelity import fidelity
+from .simulator import Simulator
+from .train import SimulateConfig, Windows, own_frames, train_video, video_loss
+
+PILOT_STEPS = 6
+
+
+def compare_objectives(simulator: Simulator, episodes: Sequence[Episode], held_out: Sequence[Episode], config: SimulateConfig, policy, seed: int):
+    """Train the video half of two new simulators, `config.video.steps` of regression and as much time of flow matching.
+
+    `simulator` lends its settings and its proprioception model. Returns one dict for each objective: {"objective", "steps", "seconds" of training,
+    "seconds_a_chunk" of imagining for all held-out episodes at once, "psnr", "ssim", "perceptual": by chunk, as `fidelity` gives them}.
+    """
+    made = {objective: _untrained(simulator, objective, seed) for objective in ("regression", "flow")}
+    cost = {objective: _seconds_a_step(one, episodes, config) for objective, one in made.items()}
+    results = []
+    for objective, one in made.items():
+        steps = max(round(config.video.steps * cost["regression"] / cost[objective]), 1)
+        began = time.monotonic()
+        train_video(one, episodes, config.model_copy(update={"video": config.video.model_copy(update={"steps": steps})}), seed=seed)
+        seconds = time.monotonic() - began
+        torch.manual_seed(seed)
+        measured = fidelity(one.eval(), held_out, policy)["simulator"]
+        results.append({"objective": objective, "steps": steps, "seconds": seconds, "seconds_a_chunk": _seconds_a_chunk(one, held_out), **measured})
+        say(f"{objective}: {steps} steps in {seconds:.0f} s, {measured['psnr'][0]:.1f} dB at the first chunk, {measured['psnr'][-1]:.1f} at the last")
+    return results
+
+
+def _untrained(simulator: Simulator, objective: str, seed: int) -> Simulator:
+    torch.manual_seed(seed)
+    config = simulator.config
+    new = Simulator(config.model_copy(update={"unet": config.unet.model_copy(update={"objective": objective})})).to(simulator.device)
+    new.proprioception.load_state_dict(simulator.proprioception.state_dict())
+    return new
+
+
+def _seconds_a_step(simulator: Simulator, episodes: Sequence[Episode], config: SimulateConfig) -> float:
+    """Mean over a training of loss and gradient, by a few steps of each of its two phases."""
+    rng = np.random.default_rng(0)
+    windows = Windows(episodes[:20], simulator.config.camera, simulator.config.chunk, simulator.config.unet.memory, simulator.config.unet.block)
+    windows.fill(simulator.bank, simulator.maps, 0)
+    shares = np.array([own_frames(step, config) for step in range(config.video.steps)])
+    total = 0.0
+    for share in np.unique(shares):
+        times = []
+        for _ in range(PILOT_STEPS):
+            batch = [part.to(simulator.device) for part in windows.batch(rng, config.video.batch)]
+            began = time.monotonic()
+            video_loss(simulator, *batch, config, share, rng).backward()
+            times.append(time.monotonic() - began)
+        total += float(np.median(times) * (shares == share).mean())
+    simulator.zero_grad()
+    return total
+
+
+def _seconds_a_chunk(simulator: Simulator, episodes: Sequence[Episode]) -> float:
+    from .simulator import history_until
+
+    state = simulator.start([history_until(episode, simulator.config.camera, 0) for episode in episodes])
+    chunk = np.zeros((len(episodes), simulator.config.chunk, episodes[0].actions.shape[1]), np.float32)
+    times = []
+    for _ in range(3):
+        began = time.monotonic()
+        simulator.step(state, chunk)
+        times.append(time.monotonic() - began)
+    return float(np.median(times))
