@@ -15,6 +15,7 @@ from conftest import COFFEE, DRAWER, MINI
 from typer.testing import CliRunner
 
 from worldenv_cli.artifacts import load_config, load_tensors
+from worldenv_cli.bench import REPEATS
 from worldenv_cli.cli import app
 from worldenv_cli.data.dataset import read_dataset, read_description
 from worldenv_cli.errors import UserError
@@ -219,6 +220,16 @@ def test_objectives_are_compared_for_the_report(finished, mini, tmp_path):
     found = json.loads((tmp_path / "run" / "eval.json").read_text())["compared"]
     assert [one["objective"] for one in found["compared"]] == ["regression", "flow"] and found["n_episodes"] == 8
     assert "Objectives compared" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_bench_measures_both_environments_in_turn(finished, mini, capsys):
+    run_stages(mini, finished.folder, ["bench"])
+    found = json.loads((finished.folder / "bench.json").read_text())
+    assert len(found["measured"]["real"]) == len(found["measured"]["imagined"]) == REPEATS
+    assert found["real_steps_per_second"] == np.median(found["measured"]["real"]) > 0
+    assert found["ratio"] == pytest.approx(np.median(found["measured"]["imagined"]) / np.median(found["measured"]["real"]))
+    assert 0 < found["share_of_peak"] < 1 and f"medians of {REPEATS}" in capsys.readouterr().out
+    (finished.folder / "bench.json").unlink()
 
 
 @pytest.mark.parametrize("change, told", [("ingest.demos_per_task=3", "ingest.demos_per_task was 2"), ("seed=5", "seed was 0, here it is 5")])

@@ -154,8 +154,9 @@ def test_an_episode_is_never_looked_up_in_itself(simulator, demonstrations):
     windows.fill(simulator.bank, simulator.maps, 0)
     frames, states = windows.batch(np.random.default_rng(0), 20)
     target, reach = frames[:, -8:-4], frames.shape[1] - 1 - 8
-    given = simulator.conditions(frames[:, 1 : 1 + reach], frames[:, 0], states[:, :5], simulator.bank.scene_distance(frames[:, 0])).alike
-    assert not any(torch.equal(frame, real) for row, wanted in zip(given, normalised(target)) for frame, real in zip(row[:, 0], wanted))
+    given = simulator.conditions(frames[:, 1 : 1 + reach], frames[:, 0], states[:, :5], simulator.bank.scene_distance(frames[:, 0]))
+    alike = given.pictures.split(simulator.unet.parts, -1)[2].unflatten(-1, (4, ALIKE, -1))[..., 0, :].movedim(-2, 1)  # (B, T, h, w, P)
+    assert not any(torch.equal(frame, real) for row, wanted in zip(alike, normalised(target)) for frame, real in zip(row, wanted))
     scenes = simulator.bank.scenes[: sum(len(e.states) for e in demonstrations)].unique(dim=0)
     assert len(scenes) == len(demonstrations) and torch.pdist(scenes).min() > 2 * SAME_SCENE
 

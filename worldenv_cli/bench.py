@@ -9,9 +9,11 @@ from .envs.starts import starts
 from .pipeline import Run
 from .progress import say
 
+REPEATS = 5
+
 
 def bench(run: Run) -> None:
-    """Both environments under the same policy for some seconds each; and the share of the matrix peak that the simulator reaches."""
+    """Both environments under the same policy, in turn, for some seconds each; and the share of the matrix peak that the simulator reaches."""
     if run.dry_run:
         return
     import torch
@@ -28,18 +30,19 @@ def bench(run: Run) -> None:
     env = run.env(until_horizon=True, every_frame=True)
     chosen = starts("development", recipe.env.tasks, max(2 * env.num_envs // len(recipe.env.tasks), 1))
     play(env, chosen, policy, description="warm-up")  # instances of tasks are made when first needed
-    began = time.monotonic()
-    episodes = play(env, chosen, policy, description="real environment")
-    real = sum(len(episode.actions) for episode in episodes) / (time.monotonic() - began)
-
     pool = start_pool([], reset_frames(env, chosen), simulator.config.camera, simulator.config.chunk, 0)
     histories = [history for found in pool.first.values() for history in found]
     world = WorldEnv(simulator, reflector, recipe.world_env.model_copy(update={"terminate": False}), histories)
     histories = [histories[i % len(histories)] for i in range(world.num_envs)]
-    imagine(world, policy, histories[: world.num_envs], 1, None)
-    began = time.monotonic()
-    rollouts = imagine(world, policy, histories, 1, None)
-    imagined = rollouts.control_steps / (time.monotonic() - began)
+    imagine(world, policy, histories, 1, None)  # takes the memory that it will need
+    reals, imagineds = [], []
+    for number in range(1, REPEATS + 1):  # in turn: what else the machine does at times must not fall on one of them
+        began = time.monotonic()
+        episodes = play(env, chosen, policy, description=f"real environment, {number} of {REPEATS}")
+        reals.append(sum(len(episode.actions) for episode in episodes) / (time.monotonic() - began))
+        began = time.monotonic()
+        imagineds.append(imagine(world, policy, histories, 1, None).control_steps / (time.monotonic() - began))
+    real, imagined = float(np.median(reals)), float(np.median(imagineds))
 
     peak, reached = matrix_peak(run.device), simulator_flops(simulator, world.num_envs)
     result = {
@@ -48,6 +51,7 @@ def bench(run: Run) -> None:
         "imagined_steps_per_second": imagined,
         "imagined_rows": world.num_envs,
         "ratio": imagined / real,
+        "measured": {"real": reals, "imagined": imagineds},
         "device": torch.cuda.get_device_name() if run.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads",
         "matrix_peak_gflops": peak / 1e9,
         "simulator_gflops": reached / 1e9,
@@ -55,10 +59,14 @@ def bench(run: Run) -> None:
     }
     write_json(run.path("bench.json"), result)
     say(
-        f"real {real:.0f} control steps/s with rendering ({len(env.workers)} workers); "
-        f"imagined {imagined:.0f} in {world.num_envs} rows: {imagined / real:.1f}x"
+        f"medians of {REPEATS}: real {real:.0f} control steps/s with rendering ({len(env.workers)} workers), {_span(reals)}; "
+        f"imagined {imagined:.0f} in {world.num_envs} rows, {_span(imagineds)}: {imagined / real:.1f}x"
     )
     say(f"simulator: {reached / 1e9:.1f} of {peak / 1e9:.1f} GFLOP/s float32, {100 * reached / peak:.0f} % of the matrix peak")
+
+
+def _span(values: list[float]) -> str:
+    return f"{min(values):.0f} to {max(values):.0f}"
 
 
 def matrix_peak(device, seconds: float = 1.0) -> float:

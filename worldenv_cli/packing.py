@@ -39,9 +39,9 @@ def unpack(packed: Tensor, block: int) -> np.ndarray:
     return np.stack([pictures[..., colour, :, :] for colour in range(3)], -1)
 
 
-def normalised(picture: Tensor) -> Tensor:
-    """uint8 -> float32 in [-1, 1]."""
-    return torch.add(torch.tensor(-1.0), picture, alpha=1 / 127.5)
+def normalised(picture: Tensor, out: Tensor | None = None) -> Tensor:
+    """uint8 -> float32 in [-1, 1]; written into `out`, where given."""
+    return torch.add(torch.tensor(-1.0), picture, alpha=1 / 127.5, out=out)
 
 
 def quantised(picture: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from ..packing import normalised, pack, quantised, unpack
 from .bank import PoseBank
 from .conditioning import ActionMaps
 from .proprioception import ProprioceptionModel
-from .unet import Conditions, UNetConfig, VideoUNet, context_frames
+from .unet import Conditions, UNetConfig, VideoUNet, context_frames, side_by_side
 
 
 class SimulatorConfig(Config):
@@ -116,10 +116,10 @@ class Simulator(nn.Module):
 
     def conditions(self, recent: Tensor, first: Tensor, states: Tensor, unlike: Tensor) -> Conditions:
         """recent (B, N, h, w, P) and first (B, h, w, P) packed uint8, states (B, T + 1, S) in their units, unlike (B, bank): see SimulatorState."""
-        context = normalised(context_frames(recent, self.config.unet.memory))
+        context = context_frames(recent, self.config.unet.memory)
+        alike = self.bank.nearest(states[:, 1:], self.maps.pixels(states[:, 1:, :3]), unlike)
         body = self.proprioception
-        alike = normalised(self.bank.nearest(states[:, 1:], self.maps.pixels(states[:, 1:, :3]), unlike))
-        return Conditions(context, normalised(first), self.maps(states), (states - body.mean) / body.std, alike)
+        return Conditions(side_by_side(context, first, alike, self.maps(states)), (states - body.mean) / body.std)
 
     @torch.no_grad()
     def replay(self, history: list[History], actions: list[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -132,15 +132,15 @@ def video_loss(
     if own.any():
         with torch.no_grad():
             before = given.rows(own)
-            before.context = _noised(before.context, config.context_noise, rng)
+            _add_noise(before.pictures.split(unet.parts, -1)[0], config.context_noise, rng)
             made = quantised(unet.sample(before))
         after = simulator.conditions(torch.cat([frames[own, :reach], made], 1), first[own], states[own, chunk:], unlike[own])
         target[own] = normalised(frames[own, reach + chunk :])
-        for part in ("context", "maps", "states", "alike"):
-            getattr(given, part)[own] = getattr(after, part)
-    change = torch.maximum((target - given.context[:, None, 0]).abs(), (target - given.first[:, None]).abs())
+        given.pictures[own], given.states[own] = after.pictures, after.states
+    context, beginning, *_ = given.pictures.split(unet.parts, -1)
+    change = torch.maximum((target - context[:, None, ..., : unet.picture]).abs(), (target - beginning[:, None]).abs())
     weight = 1 + config.motion_weight * by_pixel(change)  # (B, T, h, w, block²)
-    given.context = _noised(given.context, config.context_noise, rng)
+    _add_noise(context, config.context_noise, rng)
     predicted = unet.training_prediction(target, given, rng)
     error = (predicted - target).abs() if simulator.config.unet.objective == "regression" else (predicted - target) ** 2 * 4
     return (weight * by_pixel(error)).mean() / weight.mean()
@@ -151,6 +151,7 @@ def by_pixel(packed: Tensor) -> Tensor:
     return packed.unflatten(-1, (3, -1)).mean(-2)
 
 
-def _noised(context: Tensor, largest: float, rng: np.random.Generator) -> Tensor:
-    level = torch.from_numpy(rng.random((len(context), 1, 1, 1, 1)).astype(np.float32)).to(context.device) * largest
-    return context + level * torch.randn_like(context)
+def _add_noise(context: Tensor, largest: float, rng: np.random.Generator) -> None:
+    """In place, to context frames (B, h, w, M * P): every sample's is of a strength of its own."""
+    level = torch.from_numpy(rng.random((len(context), 1, 1, 1)).astype(np.float32)).to(context.device) * largest
+    context += level * torch.randn_like(context)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config import Config
+from ..packing import normalised
 from .bank import ALIKE
 from .conditioning import MAP_CHANNELS
 
@@ -37,16 +38,28 @@ class UNetConfig(Config):
 
 @dataclass
 class Conditions:
-    """What the frames of a chunk are made from. Pictures are packed and in [-1, 1]."""
+    """What the frames of a chunk are made from, as the network reads it: pictures packed, in [-1, 1], side by side at every position.
 
-    context: Tensor  # (B, M, h, w, P), the last frame first
-    first: Tensor  # (B, h, w, P), the episode's first frame
-    maps: Tensor  # (B, T + 1, h, w, 3): where the hand is before the chunk and after each of its actions
-    states: Tensor  # (B, T + 1, S), normalised: the same as numbers, for what a marker cannot say (how the arm bends)
-    alike: Tensor  # (B, T, ALIKE, h, w, P): for each frame to be made, real ones with nearly the same pose (see bank.py)
+    They are, one after the other: M context frames, the last one first; the episode's first frame; for each frame to be made ALIKE real ones with
+    nearly the same pose (see bank.py); T + 1 maps of 3 channels, where the hand is before the chunk and after each of its actions.
+    """
+
+    pictures: Tensor  # (B, h, w, (M + 1 + T * ALIKE) * P + (T + 1) * 3)
+    states: Tensor  # (B, T + 1, S), normalised: the hand as numbers, for what a marker cannot say (how the arm bends)
 
     def rows(self, index) -> "Conditions":
-        return Conditions(self.context[index], self.first[index], self.maps[index], self.states[index], self.alike[index])
+        return Conditions(self.pictures[index], self.states[index])
+
+
+def side_by_side(context: Tensor, first: Tensor, alike: Tensor, maps: Tensor) -> Tensor:
+    """`Conditions.pictures` of context (B, M, h, w, P), first (B, h, w, P) and alike (B, T, ALIKE, h, w, P), all packed uint8, and of maps (B, T + 1,
+    h, w, 3)."""
+    small = torch.cat([*context.unbind(1), first, *alike.flatten(1, 2).unbind(1)], -1)  # as bytes: a quarter of the memory to move
+    channels = small.shape[-1]
+    pictures = torch.empty((*small.shape[:-1], channels + maps.shape[1] * MAP_CHANNELS), device=small.device)
+    normalised(small, out=pictures[..., :channels])
+    pictures[..., channels:] = torch.cat(maps.unbind(1), -1)
+    return pictures
 
 
 class VideoUNet(nn.Module):
@@ -57,7 +70,9 @@ class VideoUNet(nn.Module):
         self.config, self.chunk = config, chunk
         self.picture = 3 * config.block**2  # channels of one packed picture
         width, depth = config.channels[0], len(config.channels)
-        self.read = nn.Conv2d(self.picture * (len(config.memory) + 1 + ALIKE * chunk) + MAP_CHANNELS * (chunk + 1), width, 1)
+        # channels of Conditions.pictures: context, first frame, frames alike, maps
+        self.parts = [self.picture * n for n in (len(config.memory), 1, ALIKE * chunk)] + [MAP_CHANNELS * (chunk + 1)]
+        self.read = nn.Conv2d(sum(self.parts), width, 1)
         self.read_noisy = nn.Conv2d(self.picture * chunk, width, 1)
         self.write = FrameWriter(width, state_size, self.picture, (SOURCES + 3) * config.block**2)
         self.network = UNet2DModel(
@@ -81,29 +96,30 @@ class VideoUNet(nn.Module):
 
         noisy (B, T, h, w, P) or None, sigma (B,). Pictures are in [-1, 1].
         """
-        alike = given.alike.flatten(1, 2)  # (B, T * ALIKE, h, w, P)
-        pictures = torch.cat([*given.context.unbind(1), given.first, *alike.unbind(1), *given.maps.unbind(1)], -1)
-        x = self.read(pictures.movedim(-1, 1))
+        context, first, alike, maps = given.pictures.split(self.parts, -1)
+        alike = alike.unflatten(-1, (self.chunk, -1)).movedim(-2, 1)  # (B, T, h, w, ALIKE * P)
+        maps = maps.unflatten(-1, (-1, MAP_CHANNELS)).movedim(-2, 1)[:, 1:]  # (B, T, h, w, 3)
+        x = self.read(given.pictures.movedim(-1, 1))
         if noisy is not None:
             x = x + self.read_noisy(torch.cat(noisy.unbind(1), -1).movedim(-1, 1))
         features = self.network(x, sigma * 1000, class_labels=self.pose(given.states.flatten(1))).sample
-        out = self.write(features, given.maps[:, 1:], given.states[:, 1:], given.alike).unflatten(-1, (SOURCES + 3, -1))
+        out = self.write(features, torch.cat([alike, maps], -1), given.states[:, 1:]).unflatten(-1, (SOURCES + 3, -1))
         gates, colour = out.split([SOURCES, 3], -2)  # (B, T, h, w, SOURCES | 3, block²)
         shares = (gates.softmax(-2) @ self.colours).unbind(-2)  # (B, T, h, w, P) for each source
         mixed = shares[-1] * colour.flatten(-2)
-        for share, picture in zip(shares, (given.context[:, None, 0], given.first[:, None], *given.alike.unbind(2))):
+        for share, picture in zip(shares, (context[:, None, ..., : self.picture], first[:, None], *alike.split(self.picture, -1))):
             mixed.addcmul_(share, picture)
         return mixed
 
     def sample(self, given: Conditions) -> Tensor:
         """Frames of the next chunk, (B, T, h, w, P) in [-1, 1]; fresh noise at every call where the objective is `flow`."""
-        first = given.first
-        one = torch.ones(len(first), device=first.device)
+        rows, height, width, _ = given.pictures.shape
+        one = given.pictures.new_ones(rows)
         if self.config.objective == "regression":
             return self.clean(None, one, given).clamp(-1, 1)
         steps = self.config.denoising_steps
         self.scheduler.set_timesteps(sigmas=np.linspace(1, 0, steps + 1)[:-1].tolist())
-        noisy = torch.randn((len(first), self.chunk, *first.shape[1:]), device=first.device)
+        noisy = torch.randn((rows, self.chunk, height, width, self.picture), device=one.device)
         for time, sigma in zip(self.scheduler.timesteps, self.scheduler.sigmas):
             velocity = (noisy - self.clean(noisy, sigma * one, given)) / sigma
             noisy = self.scheduler.step(velocity, time, noisy).prev_sample
@@ -138,10 +154,10 @@ class FrameWriter(nn.Module):
         with torch.no_grad():
             self.out.bias[: out // (SOURCES + 3)] += 2  # the gate of the last frame: begin by copying it
 
-    def forward(self, features: Tensor, maps: Tensor, states: Tensor, alike: Tensor) -> Tensor:
-        """features (B, width, h, w), maps (B, T, h, w, 3), states (B, T, S), alike (B, T, ALIKE, h, w, P) -> (B, T, h, w, out)."""
-        frames = maps.shape[:2]
-        own = self.own(torch.cat([*alike.unbind(2), maps], -1).flatten(0, 1).movedim(-1, 1))
+    def forward(self, features: Tensor, pictures: Tensor, states: Tensor) -> Tensor:
+        """features (B, width, h, w), each frame's own pictures (B, T, h, w, ALIKE * P + 3), states (B, T, S) -> (B, T, h, w, out)."""
+        frames = pictures.shape[:2]
+        own = self.own(pictures.flatten(0, 1).movedim(-1, 1))
         own += self.pose(states.flatten(0, 1))[:, :, None, None]  # in place: a fresh tensor of this size costs a CPU as much as a convolution
         own.unflatten(0, frames).add_(self.shared(features)[:, None])
         return self.out(F.gelu(own)).movedim(1, -1).unflatten(0, frames)
