@@ -2,20 +2,27 @@
 
 import torch
 
-from worldenv_cli.simulator.compare import compare_objectives
+from worldenv_cli.simulator import compare
 from worldenv_cli.simulator.train import SimulateConfig, own_frames
 from worldenv_cli.training import TrainingConfig
 
 
-def test_both_objectives_are_trained_for_about_the_same_time(simulator, policy, demonstrations):
+def test_the_dearer_objective_gets_fewer_steps(simulator, policy, demonstrations, monkeypatch):
+    """Where a step of flow matching takes twice as long it gets half as many."""
+    measured = compare._seconds_a_step
+
+    def doubled(one, *rest):
+        assert measured(one, *rest) > 0
+        return 2.0 if one.config.unet.objective == "flow" else 1.0
+
+    monkeypatch.setattr(compare, "_seconds_a_step", doubled)
     config = SimulateConfig(video=TrainingConfig(steps=12, batch=4))
     before = {name: tensor.clone() for name, tensor in simulator.state_dict().items()}
-    regression, flow = compare_objectives(simulator, demonstrations, demonstrations[:2], config, policy, 0)
-    assert (regression["objective"], flow["objective"]) == ("regression", "flow") and regression["steps"] == 12
-    assert 1 <= flow["steps"] <= 12  # making its own context takes several passes
-    assert regression["seconds_a_chunk"] < flow["seconds_a_chunk"]
+    regression, flow = compare.compare_objectives(simulator, demonstrations, demonstrations[:2], config, policy, 0)
+    assert [(one["objective"], one["steps"]) for one in (regression, flow)] == [("regression", 12), ("flow", 6)]
     for one in (regression, flow):
-        assert one["seconds"] > 0 and len(one["psnr"]) == len(one["ssim"]) == max(len(e.actions) for e in demonstrations[:2]) // 4
+        assert one["seconds"] > 0 and one["seconds_a_chunk"] > 0
+        assert len(one["psnr"]) == len(one["ssim"]) == max(len(e.actions) for e in demonstrations[:2]) // 4
     assert all(torch.equal(tensor, before[name]) for name, tensor in simulator.state_dict().items())  # the lender stays as it was
 
 
