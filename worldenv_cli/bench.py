@@ -88,6 +88,7 @@ def simulator_flops(simulator, rows: int) -> float:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
+    from .simulator.compare import seconds_a_chunk
     from .simulator.simulator import History
 
     config = simulator.config
@@ -97,9 +98,4 @@ def simulator_flops(simulator, rows: int) -> float:
     state, chunk = simulator.start([history] * rows), np.zeros((rows, config.chunk, action_size), np.float32)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         simulator.step(state, chunk)
-    times = []
-    for _ in range(3):
-        began = time.perf_counter()
-        simulator.step(state, chunk)
-        times.append(time.perf_counter() - began)
-    return counter.get_total_flops() / float(np.median(times))
+    return counter.get_total_flops() / seconds_a_chunk(simulator, state)

@@ -100,17 +100,10 @@ def pool(
 ):
     """Runs of several training seeds -> one report."""
     with _told(debug):
-        from .atomic import write_json
         from .evaluation.pool import pool_runs
-        from .evaluation.report import print_tables, write_report
-        from .progress import say
+        from .evaluation.report import publish
 
-        report = pool_runs(runs)
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(out / "eval.json", report)
-        write_report(out / "report.html", report)
-        print_tables(report)
-        say(f"report: {out / 'report.html'}")
+        publish(out, pool_runs(runs))
 
 
 @app.command()

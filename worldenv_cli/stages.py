@@ -115,11 +115,11 @@ def simulate(run: Run) -> None:
 
         torch.manual_seed(run.recipe.seed)
         simulator = Simulator(simulator_config(run)).to(run.device)
-        episodes = run.episodes("demonstrations") + of_split(run.episodes("exploration"), "train")
+        episodes = run.episodes("demonstrations") + run.episodes("exploration")
         parts = run.checkpoint("simulator", "proprioception"), run.checkpoint("simulator", "video")
         metrics = run.metrics("simulator", "video")
-        train_simulator(simulator, episodes, run.recipe.simulate, seed=run.recipe.seed, checkpoints=parts, metrics=metrics)
-        measured = fidelity(simulator.eval(), of_split(run.episodes("exploration"), "held-out"), run.model("sft", "policy"))
+        train_simulator(simulator, of_split(episodes, "train"), run.recipe.simulate, seed=run.recipe.seed, checkpoints=parts, metrics=metrics)
+        measured = fidelity(simulator.eval(), of_split(episodes, "held-out"), run.model("sft", "policy"))
         write_json(folder / "fidelity.json", measured)
         save_model(folder, "simulator", simulator, provenance, cards.simulator(simulator, measured))
 
@@ -132,10 +132,10 @@ def compare(run: Run) -> None:
     def make(folder, provenance):
         from .simulator.compare import compare_objectives
 
-        episodes = run.episodes("demonstrations") + of_split(run.episodes("exploration"), "train")
-        held_out = of_split(run.episodes("exploration"), "held-out")
+        episodes = run.episodes("demonstrations") + run.episodes("exploration")
+        trained, held_out = of_split(episodes, "train"), of_split(episodes, "held-out")
         simulator, policy = run.model("simulator", "simulator"), run.model("sft", "policy")
-        found = compare_objectives(simulator, episodes, held_out, run.recipe.simulate, policy, run.recipe.seed)
+        found = compare_objectives(simulator, trained, held_out, run.recipe.simulate, policy, run.recipe.seed)
         write_json(folder / "comparison.json", {"n_episodes": len(held_out), "compared": found})
         write_json(folder / "provenance.json", provenance)
 
@@ -164,7 +164,7 @@ def make_reflector(run: Run, name: str, folder: Path, provenance: dict, reflecto
     from .reflector.train import imagined_sequences, real_sequences, score_sequences, train_reflector
 
     camera = reflector.config.camera
-    parts = {part: [e for e in episodes if e.info.get("split", "train") == part] for part in ("train", "calibration", "held-out")}
+    parts = {part: of_split(episodes, part) for part in ("train", "calibration", "held-out")}
     real = {part: real_sequences(found, camera) for part, found in parts.items()}
     imagined = {part: imagined_sequences(simulator, found) for part, found in parts.items()}
     train_reflector(

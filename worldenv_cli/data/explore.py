@@ -38,4 +38,5 @@ def split(episodes: Sequence[Episode], tasks: int, trained: int, calibration_sha
 
 
 def of_split(episodes: Sequence[Episode], *names: str) -> list[Episode]:
-    return [episode for episode in episodes if episode.info["split"] in names]
+    """Those of a split; an episode that was never split, such as a demonstration, is there to be trained on."""
+    return [episode for episode in episodes if episode.info.get("split", "train") in names]

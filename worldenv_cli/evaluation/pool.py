@@ -7,7 +7,7 @@ import yaml
 
 from ..atomic import read_json
 from ..errors import UserError
-from .protocol import arm, compare
+from .protocol import STOP_COUNTS, arm, compare
 
 
 def pool_runs(folders: list[Path]) -> dict:
@@ -57,9 +57,5 @@ def _check_alike(folders: list[Path], reports: list[dict]) -> None:
 def _pooled(name: str, rows: list[dict], tasks: list[str]) -> dict:
     success = np.concatenate([np.array(row["outcomes"], bool) for row in rows])
     steps = round(float(np.mean([row["real_environment_steps"] for row in rows])))
-    counts = {
-        key: {kind: sum(row[key][kind] for row in rows) for kind in ("successes", "n")}
-        for key in ("at_reflector_stop", "at_horizon", "false_stop")
-        if key in rows[0]
-    }
+    counts = {key: {kind: sum(row[key][kind] for row in rows) for kind in ("successes", "n")} for key in STOP_COUNTS if key in rows[0]}
     return arm(name, tasks, success, steps, **counts)

@@ -20,6 +20,9 @@ class EvalConfig(Config):
     offline: bool = Field(True, description="also play the policy of the first round before any probe: the paper's fully offline setting")
 
 
+STOP_COUNTS = ("at_reflector_stop", "at_horizon", "false_stop")  # what `stopping` counts
+
+
 def outcomes(episodes: Sequence[Episode]) -> np.ndarray:
     """(E,) bool: was the task achieved at any time within the horizon (Meta-World's own success)."""
     return np.array([bool(episode.success[-1]) for episode in episodes])

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 from xml.etree.ElementTree import Element, tostring
 
+from ..atomic import write_json
+from ..progress import say
 from .blocks import Cell, Listing, Plot, Section, Table, Video
 from .sections import sections
 from .svg import element, mark
@@ -58,6 +60,15 @@ svg text.row { fill: var(--fg); font-size: 12px; }
 .c0 { --c: var(--c0); } .c1 { --c: var(--c1); } .c2 { --c: var(--c2); }
 .c3 { --c: var(--c3); } .c4 { --c: var(--c4); } .c5 { --c: var(--c5); }
 """
+
+
+def publish(folder: Path, report: dict) -> None:
+    """A finished evaluation, of one run or of several: eval.json and report.html in the folder, its tables in the terminal."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "eval.json", report)
+    write_report(folder / "report.html", report)
+    print_tables(report)
+    say(f"report: {folder / 'report.html'}")
 
 
 def write_report(path: str | Path, report: dict) -> Path:

@@ -1,11 +1,9 @@
 """The evaluation as a stage: all arms from the same starts, in the simulator and in Meta-World, into eval.json, a report and videos."""
 
-import json
-
 import numpy as np
 
 from ..artifacts import package_versions
-from ..atomic import write_json
+from ..atomic import read_json, write_json
 from ..data.dataset import read_description
 from ..envs.starts import starts
 from ..pipeline import Run
@@ -18,8 +16,8 @@ from ..rollout import play
 from ..simulator.simulator import history_until
 from ..stages import needs
 from ..world_env import WorldEnv
-from .protocol import arm, by_task, compare, outcomes, stopping
-from .report import print_tables, write_report
+from .protocol import STOP_COUNTS, arm, by_task, compare, outcomes, stopping
+from .report import publish
 from .video import contact_sheet, save_animation, save_video, side_by_side, stacked
 
 
@@ -68,11 +66,7 @@ def evaluate_real(run: Run) -> None:
     for name, (policy, _) in arms(run).items():
         _play_arm(run, name, policy)
     if not run.dry_run:
-        report = _report(run)
-        write_json(run.path("eval.json"), report)
-        write_report(run.path("report.html"), report)
-        print_tables(report)
-        say(f"report: {run.path('report.html')}")
+        publish(run.folder, _report(run))
 
 
 def _play_arm(run: Run, name: str, policy: str) -> None:
@@ -116,7 +110,7 @@ def _film(run: Run, folder, episodes) -> None:
 
 
 def _read(run: Run, name: str) -> dict:
-    return json.loads(run.path(name).read_text())
+    return read_json(run.path(name))
 
 
 def _report(run: Run) -> dict:
@@ -128,7 +122,7 @@ def _report(run: Run) -> dict:
     for name, (policy, data) in arms(run).items():
         result = _read(run, f"eval/{policy.replace('/', '-')}/outcomes.json")
         tasks = result["tasks"]
-        extra = {key: result[key] for key in ("at_reflector_stop", "at_horizon", "false_stop") if key in result}
+        extra = {key: result[key] for key in STOP_COUNTS if key in result}
         found[name] = arm(name, tasks, np.array(result["outcomes"]), sum(costs[dataset] for dataset in data), **extra)
         rows.append(found[name])
     pairs = [
@@ -144,7 +138,7 @@ def _report(run: Run) -> dict:
     accepted = _read(run, "post-trained/acceptance.json")
     last_simulator, last_reflector = models_of(config.rounds)
     errors = _read(run, f"{last_reflector}/errors.json")
-    errors["per_task"] = errors.get("per_task", []) + rounds[-1]["errors"]  # of the last gate: the open tasks together
+    errors["per_task"] += rounds[-1]["errors"]  # of the last gate: the open tasks together
     return {
         "name": recipe.name,
         "recipe": resolved_yaml(recipe),

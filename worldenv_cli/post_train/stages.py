@@ -9,14 +9,13 @@ rival           = the last start + successes of everything real that post-traini
 control         = the last round and its acceptance test again, with all advantages at zero
 """
 
-import json
 from functools import lru_cache
 
 import torch
 
 from .. import cards
 from ..artifacts import load_config, write_artifact
-from ..atomic import write_json
+from ..atomic import read_json, write_json
 from ..data.dataset import Episode
 from ..data.explore import of_split
 from ..envs.starts import starts
@@ -103,11 +102,9 @@ def _refresh(run: Run, number: int) -> None:
 
         simulator = run.model(before[0], "simulator")
         episodes = [e for name in datasets for e in run.episodes(name)]
-        trained = [e for e in episodes if e.info.get("split", "train") == "train"]
         parts = run.checkpoint(simulator_name, "proprioception"), run.checkpoint(simulator_name, "video")
-        train_simulator(simulator, trained, config.refresh_simulator, seed=run.recipe.seed + number, checkpoints=parts)
-        held_out = [e for e in episodes if e.info.get("split") == "held-out"]
-        measured = fidelity(simulator.eval(), held_out, run.model("sft", "policy"))
+        train_simulator(simulator, of_split(episodes, "train"), config.refresh_simulator, seed=run.recipe.seed + number, checkpoints=parts)
+        measured = fidelity(simulator.eval(), of_split(episodes, "held-out"), run.model("sft", "policy"))
         write_json(folder / "fidelity.json", measured)
         save_model(folder, "simulator", simulator, provenance, cards.simulator(simulator, measured))
 
@@ -269,4 +266,4 @@ def read_gate(run: Run, number: int) -> dict:
 
 def read_updates(run: Run, number: int) -> dict:
     """{"round", "updates", "stopped_because", "capped", "checked", "history": figures of every update}."""
-    return json.loads((run.path(f"rounds/{number}/tuned") / "round.json").read_text())
+    return read_json(run.path(f"rounds/{number}/tuned/round.json"))

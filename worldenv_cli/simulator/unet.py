@@ -10,6 +10,7 @@ The same network serves two objectives. `flow`: it sees noisy target frames at l
 diffusers' flow-matching scheduler make a sample. `regression`: there is no target input, sigma is 1, and one pass is the prediction.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -51,10 +52,10 @@ class Conditions:
         return Conditions(self.pictures[index], self.states[index])
 
 
-def side_by_side(context: Tensor, first: Tensor, alike: Tensor, maps: Tensor) -> Tensor:
-    """`Conditions.pictures` of context (B, M, h, w, P), first (B, h, w, P) and alike (B, T, ALIKE, h, w, P), all packed uint8, and of maps (B, T + 1,
-    h, w, 3)."""
-    small = torch.cat([*context.unbind(1), first, *alike.flatten(1, 2).unbind(1)], -1)  # as bytes: a quarter of the memory to move
+def side_by_side(context: Sequence[Tensor], first: Tensor, alike: Tensor, maps: Tensor) -> Tensor:
+    """`Conditions.pictures` of M context frames (B, h, w, P), first (B, h, w, P) and alike (B, T, ALIKE, h, w, P), all packed uint8, and of maps
+    (B, T + 1, h, w, 3)."""
+    small = torch.cat([*context, first, *alike.flatten(1, 2).unbind(1)], -1)  # as bytes: a quarter of the memory to move
     channels = small.shape[-1]
     pictures = torch.empty((*small.shape[:-1], channels + maps.shape[1] * MAP_CHANNELS), device=small.device)
     normalised(small, out=pictures[..., :channels])
@@ -163,7 +164,7 @@ class FrameWriter(nn.Module):
         return self.out(F.gelu(own)).movedim(1, -1).unflatten(0, frames)
 
 
-def context_frames(frames: Tensor, memory: tuple[int, ...]) -> Tensor:
-    """(B, N, ...) -> (B, M, ...): the frames `memory` control steps back, the first one standing in for those before it."""
+def context_frames(frames: Tensor, memory: tuple[int, ...]) -> list[Tensor]:
+    """(B, N, ...) -> M of (B, ...): the frames `memory` control steps back, the first one standing in for those before it."""
     last = frames.shape[1] - 1
-    return frames[:, [max(last - back, 0) for back in memory]]
+    return [frames[:, max(last - back, 0)] for back in memory]
