@@ -3,7 +3,7 @@
 import torch
 
 from worldenv_cli.simulator import compare
-from worldenv_cli.simulator.train import SimulateConfig, own_frames
+from worldenv_cli.simulator.train import SimulateConfig
 from worldenv_cli.training import TrainingConfig
 
 
@@ -24,8 +24,3 @@ def test_the_dearer_objective_gets_fewer_steps(simulator, policy, demonstrations
         assert one["seconds"] > 0 and one["seconds_a_chunk"] > 0
         assert len(one["psnr"]) == len(one["ssim"]) == max(len(e.actions) for e in demonstrations[:2]) // 4
     assert all(torch.equal(tensor, before[name]) for name, tensor in simulator.state_dict().items())  # the lender stays as it was
-
-
-def test_own_frames_come_after_a_third_of_the_training():
-    config = SimulateConfig(video=TrainingConfig(steps=30), own_frames=0.4)
-    assert [own_frames(step, config) for step in (0, 10, 11, 29)] == [0.0, 0.0, 0.4, 0.4]

@@ -11,7 +11,7 @@ from worldenv_cli.simulator.bank import ALIKE, OTHER_SCALE, SAME_SCENE, PoseBank
 from worldenv_cli.simulator.conditioning import ActionMaps
 from worldenv_cli.simulator.fidelity import fidelity, perceptual_distance, psnr, ssim
 from worldenv_cli.simulator.simulator import Simulator
-from worldenv_cli.simulator.train import SimulateConfig, Windows, train_simulator, video_loss
+from worldenv_cli.simulator.train import Followed, SimulateConfig, VideoTraining, Windows, train_simulator, video_loss
 from worldenv_cli.training import TrainingConfig
 
 
@@ -152,9 +152,9 @@ def test_an_episode_is_never_looked_up_in_itself(simulator, demonstrations):
     """Neither in training, where it would be the answer, nor in replays of training episodes; and no two episodes begin alike."""
     windows = Windows(demonstrations, "front", 4, simulator.config.unet.memory, 4)
     windows.fill(simulator.bank, simulator.maps, 0)
-    frames, states = windows.batch(np.random.default_rng(0), 20)
-    target, reach = frames[:, -8:-4], frames.shape[1] - 1 - 8
-    given = simulator.conditions(frames[:, 1 : 1 + reach], frames[:, 0], states[:, :5], simulator.bank.scene_distance(frames[:, 0]))
+    places = windows.draw(np.random.default_rng(0), 20)
+    first, target = windows.first(places), windows.target(places)
+    given = simulator.conditions(windows.recent(places), first, windows.states(places), simulator.bank.scene_distance(first))
     alike = given.pictures.split(simulator.unet.parts, -1)[2].unflatten(-1, (4, ALIKE, -1))[..., 0, :].movedim(-2, 1)  # (B, T, h, w, P)
     assert not any(torch.equal(frame, real) for row, wanted in zip(alike, normalised(target)) for frame, real in zip(row, wanted))
     scenes = simulator.bank.scenes[: sum(len(e.states) for e in demonstrations)].unique(dim=0)
@@ -316,17 +316,52 @@ def test_replays_of_ragged_lengths(simulator, demonstrations):
 
 
 def test_training_windows_are_what_steps_see(demonstrations):
-    """First frame, memory, two chunks: cut from the episodes as `start` would remember them."""
+    """First frame, memory, a chunk: cut from the episodes as `start` would remember them."""
     windows = Windows(demonstrations, "front", 4, (0, 1, 6), 4)
-    assert len(windows.places) == sum(len(e.actions) - 7 for e in demonstrations)
-    frames, states = windows.batch(np.random.default_rng(0), 50)
-    assert frames.shape == (50, 1 + 7 + 8, 8, 8, 48) and states.shape == (50, 9, 4)
-    for row, place in enumerate(np.random.default_rng(0).integers(0, len(windows.places), 50)):
-        e, t = windows.places[place]
-        episode = demonstrations[e]
-        numbers = [0] + [max(t - 6 + i, 0) for i in range(15)]
-        np.testing.assert_array_equal(unpack(frames[row], 4), episode.frames["front"][numbers])
-        np.testing.assert_array_equal(states[row], episode.states[t : t + 9])
+    assert len(windows.places) == sum(len(e.actions) - 3 for e in demonstrations)
+    places = windows.draw(np.random.default_rng(0), 50)
+    first, recent, states, target = windows.first(places), windows.recent(places), windows.states(places), windows.target(places)
+    assert recent.shape == (50, 7, 8, 8, 48) and states.shape == (50, 5, 4) and target.shape == (50, 4, 8, 8, 48)
+    for row, (e, t) in enumerate(places):
+        frames = demonstrations[e].frames["front"]
+        np.testing.assert_array_equal(unpack(first[row], 4), frames[0])
+        np.testing.assert_array_equal(unpack(recent[row], 4), frames[[max(t - 6 + i, 0) for i in range(7)]])
+        np.testing.assert_array_equal(unpack(target[row], 4), frames[t + 1 : t + 5])
+        np.testing.assert_array_equal(states[row], demonstrations[e].states[t : t + 5])
+
+
+def test_followed_episodes_go_on_from_what_was_made_and_begin_anew_when_they_end(demonstrations):
+    windows, rng = Windows(demonstrations, "front", 4, (0, 1, 6), 4), np.random.default_rng(1)
+    followed = Followed(windows, 6, rng)
+    assert not (followed.places[:, 1] % 4).any() and torch.equal(followed.carried["recent"], windows.recent(followed.places))
+    began = 0
+    for number in range(12):
+        before, recent = followed.places.copy(), followed.carried["recent"].clone()
+        made = torch.full((6, 4, 8, 8, 48), number, dtype=torch.uint8)
+        followed.advance(made, rng)
+        for row, (e, t) in enumerate(before):
+            now = followed.carried["recent"][row]
+            if t + 8 <= len(demonstrations[e].actions):
+                assert followed.places[row].tolist() == [e, t + 4]
+                assert torch.equal(now[3:], made[row]) and torch.equal(now[:3], recent[row, 4:])
+            else:
+                began += 1
+                assert followed.places[row][1] == 0 and torch.equal(now, windows.recent(followed.places[row : row + 1])[0])
+    assert began
+
+
+@pytest.mark.parametrize("objective", ["regression", "flow"])
+def test_own_frames_come_after_a_third_of_the_training(simulator_config, demonstrations, objective):
+    """Then each step's followed rows have the past that the step before made."""
+    config = simulator_config.model_copy(update={"unet": simulator_config.unet.model_copy(update={"objective": objective})})
+    settings = SimulateConfig(video=TrainingConfig(steps=30, batch=5), own_frames=0.4)
+    video = VideoTraining(Simulator(config), demonstrations, settings, 0)
+    kept = {name: tensor.clone() for name, tensor in video.followed.carried.items()}
+    assert kept["places"].shape == (2, 2)
+    video.loss(9, np.random.default_rng(0))
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in video.followed.carried.items())
+    video.loss(10, np.random.default_rng(0))
+    assert all((row != before).any() for row, before in zip(video.followed.places, kept["places"].numpy()))
 
 
 def short(proprioception, video):
@@ -341,8 +376,9 @@ def video_error(simulator, episodes):
     windows = Windows(episodes, "front", 4, simulator.config.unet.memory, simulator.config.unet.block)
     torch.manual_seed(0)
     with torch.no_grad():
-        batch = windows.batch(np.random.default_rng(5), 32)
-        return video_loss(simulator, *batch, SimulateConfig(context_noise=0), 0.0, np.random.default_rng(0)).item()
+        places = windows.draw(np.random.default_rng(5), 32)
+        batch = windows.recent(places), windows.first(places), windows.states(places), windows.target(places)
+        return video_loss(simulator, *batch, SimulateConfig(context_noise=0), 0, np.random.default_rng(0))[0].item()
 
 
 @pytest.mark.parametrize("objective", ["regression", "flow"])

@@ -24,7 +24,7 @@ def network():
     return nn.Sequential(nn.Linear(5, 16), nn.Dropout(0.3), nn.Tanh(), nn.Linear(16, 1))
 
 
-def run(module, checkpoint=None, config=CONFIG, at=None, value=None, seed=3, metrics=None):
+def run(module, checkpoint=None, config=CONFIG, at=None, value=None, seed=3, metrics=None, carried=None):
     """Train; at step `at` the loss is `value`, or the run is cut off. Returns (the steps taken, the weights seen at each)."""
     steps, seen = [], []
 
@@ -35,9 +35,12 @@ def run(module, checkpoint=None, config=CONFIG, at=None, value=None, seed=3, met
             raise CutOff
         rows = rng.integers(0, len(X), config.batch)
         error = (module(X[rows]) - Y[rows]).square().mean()
+        if carried:
+            error = error * carried["memory"].item()  # what an earlier step left behind
+            carried["memory"].mul_(0.9).add_(error.detach())
         return error * (value if step == at else 1), {"rows": float(rows[0])}
 
-    train(module, loss, config, seed=seed, description="test", checkpoint=checkpoint, metrics=metrics)
+    train(module, loss, config, seed=seed, description="test", checkpoint=checkpoint, metrics=metrics, carried=carried)
     return steps, seen
 
 
@@ -58,6 +61,16 @@ def test_resumed_run_is_bit_identical(tmp_path, at, first):
     steps, _ = run(resumed, Checkpoint(tmp_path / "cut"))
     assert steps == list(range(first, 11))
     assert same(whole, resumed)
+
+
+def test_what_is_carried_from_step_to_step_is_resumed_too(tmp_path):
+    whole, cut, resumed = network(), network(), network()
+    memories = [{"memory": torch.ones(1)} for _ in range(3)]
+    run(whole, Checkpoint(tmp_path / "whole"), carried=memories[0])
+    with pytest.raises(CutOff):
+        run(cut, Checkpoint(tmp_path / "cut"), at=8, carried=memories[1])
+    run(resumed, Checkpoint(tmp_path / "cut"), carried=memories[2])
+    assert same(whole, resumed) and torch.equal(memories[0]["memory"], memories[2]["memory"])
 
 
 def test_checkpoints_change_nothing(tmp_path):

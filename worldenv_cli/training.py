@@ -36,16 +36,19 @@ def train(
     description: str,
     checkpoint: Checkpoint | None = None,
     metrics: Metrics | None = None,
+    carried: dict[str, torch.Tensor] | None = None,
 ) -> None:
     """Minimise `loss(step, rng)` over the module's trainable parameters; leaves the averaged weights in the module.
 
-    Every step draws from a generator of its own, seeded by (seed, step): a resumed run sees the batches that it would have seen.
+    `carried` are tensors that the loss changes in place from step to step; checkpoints hold them. Every step draws from a generator of its own,
+    seeded by (seed, step): a resumed run sees the batches that it would have seen.
     Raises UserError when a loss is not finite; the last checkpoint stays.
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
     average = [p.detach().clone() for p in parameters]
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.95))
-    first = _resume(parameters, average, optimizer, checkpoint)
+    carried = carried or {}
+    first = _resume(parameters, average, optimizer, carried, checkpoint)
     with track(description, total=config.steps, unit="steps", done=first) as bar:
         for step in range(first, config.steps):
             rng = np.random.default_rng([seed, step])
@@ -64,7 +67,7 @@ def train(
             if metrics and (step % 20 == 0 or step == config.steps - 1):
                 metrics.log(step, loss=value.item(), learning_rate=optimizer.param_groups[0]["lr"], **figures)
             if checkpoint and ((step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps):
-                _save(parameters, average, optimizer, checkpoint, step + 1)
+                _save(parameters, average, optimizer, carried, checkpoint, step + 1)
     with torch.no_grad():
         for parameter, kept in zip(parameters, average):
             parameter.copy_(kept)
@@ -88,14 +91,15 @@ def _schedule(progress: float, warmup: float) -> float:
     return 0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * (progress - warmup) / (1 - warmup)))
 
 
-def _save(parameters, average, optimizer, checkpoint: Checkpoint, step: int) -> None:
+def _save(parameters, average, optimizer, carried, checkpoint: Checkpoint, step: int) -> None:
     tensors, state = optimizer_tensors(optimizer)
     tensors = {f"optimizer.{name}": tensor for name, tensor in tensors.items()}
     tensors |= {f"weights.{i}": p.detach() for i, p in enumerate(parameters)} | {f"average.{i}": a for i, a in enumerate(average)}
+    tensors |= {f"carried.{name}": tensor for name, tensor in carried.items()}
     checkpoint.save(step, tensors, {"optimizer": state})
 
 
-def _resume(parameters, average, optimizer, checkpoint: Checkpoint | None) -> int:
+def _resume(parameters, average, optimizer, carried, checkpoint: Checkpoint | None) -> int:
     found = checkpoint.latest() if checkpoint else None
     if found is None:
         return 0
@@ -104,6 +108,8 @@ def _resume(parameters, average, optimizer, checkpoint: Checkpoint | None) -> in
         for i, (parameter, kept) in enumerate(zip(parameters, average)):
             parameter.copy_(tensors[f"weights.{i}"])
             kept.copy_(tensors[f"average.{i}"])
+        for name, tensor in carried.items():
+            tensor.copy_(tensors[f"carried.{name}"])
     prefix = "optimizer."
     load_optimizer(optimizer, {n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix)}, state["optimizer"])
     return step

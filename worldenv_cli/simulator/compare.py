@@ -13,7 +13,7 @@ from ..data.dataset import Episode
 from ..progress import say
 from .fidelity import fidelity
 from .simulator import Simulator, SimulatorState, history_until
-from .train import SimulateConfig, Windows, own_frames, train_video, video_loss
+from .train import SimulateConfig, VideoTraining, train_video
 
 PILOT_STEPS = 6
 
@@ -50,19 +50,14 @@ def _untrained(simulator: Simulator, objective: str, seed: int) -> Simulator:
 
 def _seconds_a_step(simulator: Simulator, episodes: Sequence[Episode], config: SimulateConfig) -> float:
     """Mean over a training of loss and gradient, by a few steps of each of its two phases."""
-    rng = np.random.default_rng(0)
-    windows = Windows(episodes[:20], simulator.config.camera, simulator.config.chunk, simulator.config.unet.memory, simulator.config.unet.block)
-    windows.fill(simulator.bank, simulator.maps, 0)
-    shares = np.array([own_frames(step, config) for step in range(config.video.steps)])
-    total = 0.0
-    for share in np.unique(shares):
+    video, total = VideoTraining(simulator, episodes[:20], config, 0), 0.0
+    for step, share in ((0, video.begin / config.video.steps), (video.begin, 1 - video.begin / config.video.steps)):
         times = []
-        for _ in range(PILOT_STEPS):
-            batch = [part.to(simulator.device) for part in windows.batch(rng, config.video.batch)]
+        for number in range(PILOT_STEPS):
             began = time.monotonic()
-            video_loss(simulator, *batch, config, share, rng).backward()
+            video.loss(step, np.random.default_rng(number))[0].backward()
             times.append(time.monotonic() - began)
-        total += float(np.median(times) * (shares == share).mean())
+        total += share * float(np.median(times))
     simulator.zero_grad()
     return total
 

@@ -14,24 +14,25 @@ from ..training import TrainingConfig, one_thread, train
 from .bank import PoseBank
 from .conditioning import ActionMaps
 from .simulator import Simulator
+from .unet import Conditions, VideoUNet
 
 
 class SimulateConfig(Config):
     proprioception: TrainingConfig = TrainingConfig(steps=300, batch=64, learning_rate=3e-3, weight_decay=0.0)
     video: TrainingConfig = TrainingConfig(steps=900, batch=32, learning_rate=1e-3, weight_decay=0.01, average=0.995)
     context_noise: float = Field(0.06, ge=0, description="largest noise on context frames, in [-1, 1] units: errors of its own look like it")
-    own_frames: float = Field(0.5, ge=0, le=1, description="share of samples whose context the simulator has made itself (a two-chunk unroll)")
+    own_frames: float = Field(0.5, ge=0, lt=1, description="share of samples that go on from frames which the simulator has made itself")
     motion_weight: float = Field(8.0, ge=0, description="extra weight of pixels that change, per unit of change")
 
 
 class Windows:
-    """Two consecutive chunks out of episodes, with everything that the simulator may remember before them."""
+    """The action chunks of some episodes, each with everything that the simulator may remember before it. A place is (episode, control step)."""
 
     def __init__(self, episodes: Sequence[Episode], camera: str, chunk: int, memory: tuple[int, ...], block: int):
-        self.chunk, self.memory = chunk, memory
-        self.episodes = [episode for episode in episodes if len(episode.actions) >= 2 * chunk]
+        self.chunk, self.reach = chunk, max(memory) + 1
+        self.episodes = [episode for episode in episodes if len(episode.actions) >= chunk]
         self.frames = [pack(episode.frames[camera], block) for episode in self.episodes]
-        self.places = [(e, t) for e, episode in enumerate(self.episodes) for t in range(len(episode.actions) - 2 * chunk + 1)]
+        self.places = np.array([(e, t) for e, episode in enumerate(self.episodes) for t in range(len(episode.actions) - chunk + 1)])
 
     def fill(self, bank: PoseBank, maps: ActionMaps, seed: int) -> None:
         """Put frames of these episodes into the simulator's bank."""
@@ -40,18 +41,53 @@ class Windows:
         places = maps.pixels(states[:, :3].to(bank.states.device)).cpu()
         bank.fill(torch.cat(self.frames), states, places, first, torch.Generator().manual_seed(seed))
 
-    def batch(self, rng: np.random.Generator, size: int) -> tuple[Tensor, Tensor]:
-        """(packed frames (B, 1 + reach + 1 + 2T, h, w, P) uint8 with the first frame in front, states (B, 1 + 2T, S)).
+    def draw(self, rng: np.random.Generator, size: int) -> np.ndarray:
+        """(size, 2) places."""
+        return self.places[rng.integers(0, len(self.places), size)]
 
-        reach: the longest memory.
-        """
-        reach = max(self.memory)
-        pictures, states = [], []
-        for e, t in [self.places[place] for place in rng.integers(0, len(self.places), size)]:
-            numbers = np.maximum(np.arange(t - reach, t + 2 * self.chunk + 1), 0)
-            pictures.append(torch.cat([self.frames[e][:1], self.frames[e][numbers]]))
-            states.append(torch.from_numpy(self.episodes[e].states[t : t + 2 * self.chunk + 1]))
-        return torch.stack(pictures), torch.stack(states)
+    def recent(self, places: np.ndarray) -> Tensor:
+        """The last frames before each chunk, (B, reach, h, w, P) packed uint8, the first one standing in for those before it."""
+        return torch.stack([self.frames[e][np.maximum(np.arange(t - self.reach + 1, t + 1), 0)] for e, t in places])
+
+    def first(self, places: np.ndarray) -> Tensor:
+        """(B, h, w, P) packed uint8."""
+        return torch.stack([self.frames[e][0] for e, _ in places])
+
+    def states(self, places: np.ndarray) -> Tensor:
+        """(B, T + 1, S), the one before the chunk in front."""
+        return torch.stack([torch.from_numpy(self.episodes[e].states[t : t + self.chunk + 1]) for e, t in places])
+
+    def target(self, places: np.ndarray) -> Tensor:
+        """(B, T, h, w, P) packed uint8."""
+        return torch.stack([self.frames[e][t + 1 : t + self.chunk + 1] for e, t in places])
+
+
+class Followed:
+    """Some episodes that the simulator replays while it is being trained, a chunk with every training step, on the frames that it has made itself.
+
+    Every depth of an imagined episode is trained so, and at no cost: the frames that a step predicts are the next step's past (DIAMOND and WoVR
+    imagine anew for that, and not as far). An episode that ends makes room for another one's beginning. `carried` is all that is remembered.
+    """
+
+    def __init__(self, windows: Windows, rows: int, rng: np.random.Generator):
+        places = windows.draw(rng, rows)
+        places[:, 1] -= places[:, 1] % windows.chunk  # on the way already, so that the rows do not all begin and end together
+        self.windows, self.rows = windows, rows
+        self.carried = {"places": torch.from_numpy(places), "recent": windows.recent(places)}
+
+    @property
+    def places(self) -> np.ndarray:
+        return self.carried["places"].numpy()
+
+    def advance(self, made: Tensor, rng: np.random.Generator) -> None:
+        """made (rows, T, h, w, P) packed uint8: the chunks that follow."""
+        windows, places, recent = self.windows, self.places, self.carried["recent"]
+        recent.copy_(torch.cat([recent, made.cpu()], 1)[:, -windows.reach :])
+        places[:, 1] += windows.chunk
+        for row, (e, t) in enumerate(places):
+            if t + windows.chunk > len(windows.episodes[e].actions):
+                places[row] = rng.integers(len(windows.episodes)), 0
+                recent[row] = windows.recent(places[row : row + 1])[0]
 
 
 def train_simulator(simulator: Simulator, episodes: Sequence[Episode], config: SimulateConfig, *, seed: int, checkpoints=(None, None), metrics=None):
@@ -94,56 +130,61 @@ def train_proprioception(simulator: Simulator, episodes: Sequence[Episode], conf
 
 
 def train_video(simulator: Simulator, episodes: Sequence[Episode], config: SimulateConfig, *, seed: int, checkpoint=None, metrics=None) -> None:
-    windows = Windows(episodes, simulator.config.camera, simulator.config.chunk, simulator.config.unet.memory, simulator.config.unet.block)
     simulator.unet.to(memory_format=torch.channels_last)
-    windows.fill(simulator.bank, simulator.maps, seed)
-
-    def loss(step, rng):
-        batch = (part.to(simulator.device) for part in windows.batch(rng, config.video.batch))
-        return video_loss(simulator, *batch, config, own_frames(step, config), rng), {}
-
-    train(simulator.unet, loss, config.video, seed=seed, description="video simulator", checkpoint=checkpoint, metrics=metrics)
+    video = VideoTraining(simulator, episodes, config, seed)
+    described = {"seed": seed, "description": "video simulator"}
+    train(simulator.unet, video.loss, config.video, **described, checkpoint=checkpoint, metrics=metrics, carried=video.followed.carried)
 
 
-def own_frames(step: int, config: SimulateConfig) -> float:
-    """Share of a step's samples whose context the simulator makes itself: none at first, what it makes must be worth learning from."""
-    return config.own_frames if step > config.video.steps // 3 else 0.0
+class VideoTraining:
+    """What a step of training the video half is made of: chunks after real frames, and some after frames of the simulator's own."""
+
+    def __init__(self, simulator: Simulator, episodes: Sequence[Episode], config: SimulateConfig, seed: int):
+        self.simulator, self.config = simulator, config
+        self.windows = Windows(episodes, simulator.config.camera, simulator.config.chunk, simulator.config.unet.memory, simulator.config.unet.block)
+        self.windows.fill(simulator.bank, simulator.maps, seed)
+        self.followed = Followed(self.windows, round(config.video.batch * config.own_frames), np.random.default_rng(seed))
+        self.begin = config.video.steps // 3  # none of its own at first: what it makes must be worth learning from
+
+    def loss(self, step: int, rng: np.random.Generator) -> tuple[Tensor, dict]:
+        windows, own = self.windows, self.followed.rows if step >= self.begin else 0
+        places = windows.draw(rng, self.config.video.batch - own)
+        recent = windows.recent(places)
+        if own:
+            places, recent = np.concatenate([self.followed.places, places]), torch.cat([self.followed.carried["recent"], recent])
+        parts = (recent, windows.first(places), windows.states(places), windows.target(places))
+        value, made = video_loss(self.simulator, *(part.to(self.simulator.device) for part in parts), self.config, own, rng)
+        if own:
+            self.followed.advance(made, rng)
+        return value, {}
 
 
 def video_loss(
-    simulator: Simulator,
-    frames: Tensor,
-    states: Tensor,
-    config: SimulateConfig,
-    share: float,
-    rng: np.random.Generator,
-) -> Tensor:
-    """Motion-weighted error of one chunk, for a `share` of the samples after a chunk that the simulator has made itself.
+    simulator: Simulator, recent: Tensor, first: Tensor, states: Tensor, target: Tensor, config: SimulateConfig, own: int, rng: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    """(motion-weighted error of one chunk, the chunk as made for the first `own` rows (own, T, h, w, P) packed uint8).
 
-    frames (B, 1 + reach + 1 + 2T, h, w, P) packed uint8, states (B, 1 + 2T, S): see Windows.batch.
+    recent (B, reach, h, w, P), first (B, h, w, P) and target (B, T, h, w, P) packed uint8, states (B, T + 1, S).
     """
-    chunk, unet = simulator.config.chunk, simulator.unet
-    first, frames = frames[:, 0], frames[:, 1:]
-    reach = frames.shape[1] - 2 * chunk
-    own = torch.from_numpy(rng.random(len(frames)) < share).to(frames.device)
-    unlike = simulator.bank.scene_distance(first)
-    given = simulator.conditions(frames[:, :reach], first, states[:, : chunk + 1], unlike)
-    target = normalised(frames[:, reach : reach + chunk])
-    if own.any():
-        with torch.no_grad():
-            before = given.rows(own)
-            _add_noise(before.pictures.split(unet.parts, -1)[0], config.context_noise, rng)
-            made = quantised(unet.sample(before))
-        after = simulator.conditions(torch.cat([frames[own, :reach], made], 1), first[own], states[own, chunk:], unlike[own])
-        target[own] = normalised(frames[own, reach + chunk :])
-        given.pictures[own], given.states[own] = after.pictures, after.states
+    unet = simulator.unet
+    given = simulator.conditions(recent, first, states, simulator.bank.scene_distance(first))
+    target = normalised(target)
     context, beginning, *_ = given.pictures.split(unet.parts, -1)
     change = torch.maximum((target - context[:, None, ..., : unet.picture]).abs(), (target - beginning[:, None]).abs())
     weight = 1 + config.motion_weight * by_pixel(change)  # (B, T, h, w, block²)
     _add_noise(context, config.context_noise, rng)
     predicted = unet.training_prediction(target, given, rng)
-    error = (predicted - target).abs() if simulator.config.unet.objective == "regression" else (predicted - target) ** 2 * 4
-    return (weight * by_pixel(error)).mean() / weight.mean()
+    made = quantised(_as_sampled(unet, predicted[:own], given.rows(slice(own))))
+    error = (predicted - target).abs() if unet.config.objective == "regression" else (predicted - target) ** 2 * 4
+    return (weight * by_pixel(error)).mean() / weight.mean(), made
+
+
+@torch.no_grad()
+def _as_sampled(unet: VideoUNet, predicted: Tensor, given: Conditions) -> Tensor:
+    """Frames as the simulator would make them: a regression's prediction is one; a flow's is not, it has seen the target."""
+    if unet.config.objective == "regression" or not len(predicted):
+        return predicted.float().clamp(-1, 1)
+    return unet.sample(given)
 
 
 def by_pixel(packed: Tensor) -> Tensor:
