@@ -176,3 +176,12 @@ def test_kl_with_shared_noise_and_other_scales(stretch):
     q = ChunkDensity((mean + 0.03).expand(rows, -1, -1), (stretch * scale).expand(rows, -1, -1), 0.7)
     chunk, z = sampled(p)
     expect((p.log_prob(chunk, z) - q.log_prob(chunk, z)).sum(1), p.kl(q)[0].sum().item())
+
+
+def test_a_generator_for_each_row_gives_each_row_its_own_noise():
+    rows = density(0.7, rows=3)
+    seeded = [torch.Generator().manual_seed(seed) for seed in (5, 6, 7)]
+    chunk, shared = rows.sample(seeded)
+    alone, alone_shared = density(0.7, rows=1).sample(torch.Generator().manual_seed(6))
+    torch.testing.assert_close(chunk[1:2], alone)
+    torch.testing.assert_close(shared[1:2], alone_shared)

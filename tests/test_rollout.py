@@ -73,7 +73,7 @@ def test_noise_by_episode(env, trained_policy):
 
 
 def test_a_collection_that_was_cut_off_goes_on(env, trained_policy, tmp_path, monkeypatch):
-    """Finished batches are kept whole, with everything that is known of them; only the rest is played, with the noise it would have had."""
+    """Finished episodes are kept whole, with everything that is known of them; only the rest is played, with the noise it would have had."""
     chosen, noise = [(COFFEE, seed) for seed in range(5)], [0.0, 0.2, 0.2, 0.0, 0.2]
     whole = play(env, chosen, trained_policy, noise=noise, seed=2)
     steps, real = env.environment_steps, env.step
@@ -94,7 +94,19 @@ def test_a_collection_that_was_cut_off_goes_on(env, trained_policy, tmp_path, mo
         assert same(a, b) and np.array_equal(a.success, b.success) and (a.instruction, a.info) == (b.instruction, b.info)
     steps = env.environment_steps
     other = play(env, [(COFFEE, 9)] + chosen[1:3], trained_policy, keep=tmp_path / "kept")  # those of other starts are not taken for these
-    assert other[0].info["start"] == 9 and env.environment_steps - steps == environment_steps(other)
+    assert other[0].info["start"] == 9 and env.environment_steps - steps == environment_steps(other[:1])
+    assert same(other[1], whole[1]) and same(other[2], whole[2])
+
+
+def test_rows_go_on_with_the_next_start_and_noise_is_the_episodes_own(env, trained_policy, monkeypatch):
+    """No row waits while there are starts, and an episode's noise does not depend on which episodes are played beside it."""
+    chosen, noise = [(COFFEE, seed) for seed in range(6)], [0.2, 0.0, 0.2, 0.2, 0.0, 0.2]
+    moving, step = [], env.step
+    monkeypatch.setattr(env, "step", lambda chunks: moving.append(int(env._alive.sum())) or step(chunks))
+    whole = play(env, chosen, trained_policy, noise=noise, seed=2)
+    assert max(moving) == moving[0] == 3 and sorted(moving, reverse=True) == moving and sum(moving) * 4 == sum(len(e.actions) for e in whole)
+    alone = play(env, chosen[:1], trained_policy, noise=noise[:1], seed=2)[0]
+    np.testing.assert_allclose(alone.actions[:4], whole[0].actions[:4], atol=1e-4)
 
 
 def test_demonstrations_are_successes_and_all_tries_are_counted(env, mini):

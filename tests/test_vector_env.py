@@ -226,3 +226,20 @@ def test_an_interpreter_that_cannot_be_a_worker_is_told_at_once(mini, tmp_path):
     with pytest.raises(UserError, match="env.python: a worker under .*python did not start"):
         MetaWorldVectorEnv(small(mini, python=str(python)))
     assert time.monotonic() - began < 20
+
+
+def test_masked_rows_begin_anew_and_the_others_go_on(env):
+    """gymnasium's reset_mask: a row's horizon counts from its own start; a masked row without a start is frozen."""
+    env.reset(options={"starts": [(COFFEE, 1), (COFFEE, 2)]})
+    chunks = np.zeros(env.action_space.shape, np.float32)
+    before, *_ = env.step(chunks)
+    fresh, info = env.reset(options={"starts": [(DRAWER, 3)], "reset_mask": np.array([True, False, True])})
+    assert info["alive"].tolist() == [True, True, False] and fresh["instruction"][0] == env.config.tasks[DRAWER]
+    np.testing.assert_array_equal(fresh["images"]["front"][1], before["images"]["front"][1])
+    ended = {}
+    for number in range(2, env.config.chunks + 3):
+        _, _, terminated, truncated, info = env.step(chunks)
+        ended |= {int(row): number for row in np.flatnonzero(terminated | truncated)}
+    assert ended == {1: env.config.chunks, 0: env.config.chunks + 1} and not info["alive"].any()
+    with pytest.raises(ValueError, match="2 starts for 1 rows"):
+        env.reset(options={"starts": [(DRAWER, 3)] * 2, "reset_mask": np.array([True, False, False])})

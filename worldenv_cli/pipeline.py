@@ -21,6 +21,7 @@ class Run:
     def __init__(self, recipe: Recipe, folder: Path, *, dry_run: bool = False, force: bool = False):
         self.recipe, self.folder, self.dry_run, self.force = recipe, Path(folder), dry_run, force
         self._episodes: dict[str, list[Episode]] = {}
+        self._hashes: dict[str, str] = {}
         self._env = None
         self._planned: set[str] = set()  # in a dry run: what would be made, so that what depends on it would be made too
         if not dry_run:
@@ -47,6 +48,12 @@ class Run:
         if name not in self._episodes:
             self._episodes[name] = read_dataset(self.path(name))
         return self._episodes[name]
+
+    def _hash(self, name: str) -> str:
+        """The content hash of one of the run's artifacts, read once."""
+        if name not in self._hashes:
+            self._hashes[name] = content_hash(self.path(name))
+        return self._hashes[name]
 
     def path(self, name: str) -> Path:
         return self.folder / name
@@ -85,7 +92,7 @@ class Run:
             if not self.path(needed).is_dir():
                 raise UserError(f"{self.path(needed)} does not exist: {name} is made from it; run `worldenv {command}` with this recipe first")
             self._check_recipe(needed, command)
-            hashes[needed] = content_hash(self.path(needed))
+            hashes[needed] = self._hash(needed)
         if is_current(self.path(name), fingerprint(settings, hashes)) and not self.force:
             say(f"{name}: up to date")
             return
@@ -101,6 +108,7 @@ class Run:
             if (self.folder / parent).is_dir() and not any((self.folder / parent).iterdir()):
                 (self.folder / parent).rmdir()
         self._episodes.pop(name, None)
+        self._hashes.pop(name, None)
 
     def _check_recipe(self, needed: str, command: str) -> None:
         """An input made with another recipe would be mixed with what this one makes."""
@@ -124,7 +132,7 @@ class Run:
 
     def _plan(self, name: str, settings: dict, inputs: dict[str, str]) -> None:
         stale = self.force or not self._planned.isdisjoint(inputs) or not all(self.path(needed).is_dir() for needed in inputs)
-        stale = stale or not is_current(self.path(name), fingerprint(settings, {needed: content_hash(self.path(needed)) for needed in inputs}))
+        stale = stale or not is_current(self.path(name), fingerprint(settings, {needed: self._hash(needed) for needed in inputs}))
         if stale:
             self._planned.add(name)
         say(f"{name}: {'would be made' if stale else 'up to date'}")

@@ -12,6 +12,7 @@ import torch
 
 from .atomic import disk_full_told
 from .data.dataset import Episode
+from .envs.metaworld import MetaWorldConfig
 from .envs.vector import MetaWorldVectorEnv
 from .policies.observation import Observation
 from .progress import track
@@ -29,77 +30,91 @@ def play(
 ) -> list[Episode]:
     """One episode for each (task, seed), in order. `policy` None means the scripted experts.
 
-    `noise` gives each episode's Laplace scale (0: the policy's mean); None plays the mean throughout. Episodes of one task are played side by
-    side. With a folder `keep` every finished batch is kept there, and a call that was cut off goes on after the last one.
+    `noise` gives each episode's Laplace scale (0: the policy's mean); None plays the mean throughout. A row whose episode ends goes on with the next
+    start, so that no worker waits for the longest episode. With a folder `keep` every finished episode is kept there, and a call that was cut off
+    goes on with those that are not.
     """
     noise = np.zeros(len(starts)) if noise is None else np.asarray(noise, dtype=np.float64)
-    order = sorted(range(len(starts)), key=lambda i: starts[i][0])  # episodes of a task share meshes, and their lengths are alike
-    finished: dict[int, Episode] = {}
-    with track(description, total=len(starts), unit="episodes") as bar:
-        for first in range(0, len(order), env.num_envs):
-            batch = order[first : first + env.num_envs]
-            path = keep / f"{first:06d}.npz" if keep else None
-            played = load_batch(path) if path and path.is_file() else []
-            if [(episode.info["task"], episode.info["start"]) for episode in played] != [tuple(starts[i]) for i in batch]:
-                generator = torch.Generator().manual_seed(seed * 1_000_003 + first)
-                played = _play_batch(env, [starts[i] for i in batch], policy, noise[batch], generator)
-                if path:
-                    save_batch(path, played)
-            finished.update(zip(batch, played))
-            bar.advance(len(batch), success=float(np.mean([episode.success[-1] for episode in finished.values()])))
+    order = sorted(range(len(starts)), key=lambda i: starts[i][0])  # episodes of a task share meshes
+    finished = _kept(keep, starts) if keep else {}
+    waiting = [i for i in order if i not in finished]
+    playing: dict[int, _Recording] = {}  # by row
+    with track(description, total=len(starts), unit="episodes", done=len(finished)) as bar:
+        while waiting or playing:
+            free = [row for row in range(env.num_envs) if row not in playing]
+            begun, waiting = waiting[: len(free)], waiting[len(free) :]
+            if begun:
+                observation, _ = env.reset(options={"starts": [starts[i] for i in begun], "reset_mask": np.isin(np.arange(env.num_envs), free)})
+                for row, i in zip(free, begun):
+                    playing[row] = _Recording(i, float(noise[i]), torch.Generator().manual_seed(seed * 1_000_003 + i), observation, row)
+            observation, over = _step(env, policy, observation, playing)
+            for row in over:
+                recording = playing.pop(row)
+                episode = recording.episode(env.config, *starts[recording.index], "expert" if policy is None else "policy")
+                finished[recording.index] = episode
+                if keep:
+                    save_episode(keep / f"{recording.index:06d}.npz", episode)
+            if over:
+                bar.advance(len(over), success=float(np.mean([episode.success[-1] for episode in finished.values()])))
     return [finished[i] for i in range(len(starts))]
 
 
-def _play_batch(env, starts, policy, noise, generator) -> list[Episode]:
-    count, camera = len(starts), env.config.camera.name
-    observation, info = env.reset(options={"starts": list(starts)})
-    frames = [[observation["images"][camera][row, None]] for row in range(count)]
-    states = [[observation["state"][row, None]] for row in range(count)]
-    actions: list[list] = [[] for _ in range(count)]
-    success: list[list] = [[np.zeros(1, bool)] for _ in range(count)]
-    alive = info["alive"]
-    while alive.any():
-        if policy is None:
-            observation, _, terminated, truncated, info = env.step_expert()
-            chunks = info["actions"]
-        else:
-            chunks = np.zeros(env.action_space.shape, np.float32)
-            chunks[alive] = _choose(policy, Observation.from_vector_env(observation).rows(alive), noise[np.flatnonzero(alive)], generator)
-            observation, _, terminated, truncated, info = env.step(chunks)
-        for row in np.flatnonzero(info["alive"]):
-            frames[row].append(info["frames"][camera][row])
-            states[row].append(info["states"][row])
-            actions[row].append(chunks[row])
-            success[row].append(info["success"][row])
-        alive = info["alive"] & ~terminated & ~truncated
-    source = "expert" if policy is None else "policy"
-    flags = [np.concatenate(success[row]) for row in range(count)]
-    return [
-        Episode(
-            frames={camera: np.concatenate(frames[row])},
-            states=np.concatenate(states[row]),
-            actions=np.concatenate(actions[row]),
-            success=np.logical_or.accumulate(flags[row]),
-            instruction=env.config.tasks[task],
+class _Recording:
+    """An episode while it is played in a row of the environment."""
+
+    def __init__(self, index: int, noise: float, generator: torch.Generator, observation: dict, row: int):
+        self.index, self.noise, self.generator = index, noise, generator
+        self.frames = {camera: [images[row, None]] for camera, images in observation["images"].items()}
+        self.states, self.actions, self.success = [observation["state"][row, None]], [], [np.zeros(1, bool)]
+
+    def add(self, info: dict, chunk: np.ndarray, row: int) -> None:
+        for camera, frames in self.frames.items():
+            frames.append(info["frames"][camera][row])
+        self.states.append(info["states"][row])
+        self.actions.append(chunk)
+        self.success.append(info["success"][row])
+
+    def episode(self, config: MetaWorldConfig, task: str, start: int, source: str) -> Episode:
+        flags, actions = np.concatenate(self.success), np.concatenate(self.actions)
+        return Episode(
+            frames={camera: np.concatenate(frames) for camera, frames in self.frames.items()},
+            states=np.concatenate(self.states),
+            actions=actions,
+            success=np.logical_or.accumulate(flags),
+            instruction=config.tasks[task],
             info={
                 "task": task,
                 "start": int(start),
                 "source": source,
-                "noise": float(noise[row]),
-                "succeeding": flags[row].astype(int).tolist(),  # by frame, not cumulative: an achieved task can be undone
-                "environment_steps": sum(map(len, actions[row])) * env.config.action_repeat,
+                "noise": self.noise,
+                "succeeding": flags.astype(int).tolist(),  # by frame, not cumulative: an achieved task can be undone
+                "environment_steps": len(actions) * config.action_repeat,
             },
         )
-        for row, (task, start) in enumerate(starts)
-    ]
 
 
-def _choose(policy, observation: Observation, noise: np.ndarray, generator) -> np.ndarray:
-    """Chunks (B, T, A) clipped to the action space: the mean for rows of noise 0, a sample for the others."""
+def _step(env, policy, observation: dict, playing: dict[int, _Recording]) -> tuple[dict, list[int]]:
+    """One chunk of every row that is playing: (the observation after it, rows whose episode is over)."""
+    rows = np.array(sorted(playing))
+    if policy is None:
+        observation, _, terminated, truncated, info = env.step_expert()
+        chunks = info["actions"]
+    else:
+        chunks = np.zeros(env.action_space.shape, np.float32)
+        chunks[rows] = _choose(policy, Observation.from_vector_env(observation).rows(rows), [playing[row] for row in rows])
+        observation, _, terminated, truncated, info = env.step(chunks)
+    for row in rows:
+        playing[row].add(info, chunks[row], row)
+    return observation, [int(row) for row in rows if terminated[row] or truncated[row]]
+
+
+def _choose(policy, observation: Observation, recordings: list[_Recording]) -> np.ndarray:
+    """Chunks (B, T, A) clipped to the action space: the mean for rows of noise 0, a sample for the others, from each episode's own generator."""
     chunk = policy.act(observation, explore=False).chunk
-    noisy = noise > 0
-    if noisy.any():
-        chunk[noisy] = policy.act(observation.rows(noisy), explore=True, scale=noise[noisy], generator=generator).chunk
+    noisy = np.flatnonzero([recording.noise > 0 for recording in recordings])
+    if len(noisy):
+        scale, generators = np.array([recordings[i].noise for i in noisy]), [recordings[i].generator for i in noisy]
+        chunk[noisy] = policy.act(observation.rows(noisy), explore=True, scale=scale, generator=generators).chunk
     return np.clip(chunk, -1, 1)
 
 
@@ -107,13 +122,11 @@ def environment_steps(episodes: Sequence[Episode]) -> int:
     return sum(episode.info["environment_steps"] for episode in episodes)
 
 
-def save_batch(path: Path, episodes: Sequence[Episode]) -> None:
-    """Finished episodes of an unfinished collection, written beside and renamed."""
-    arrays = {}
-    for number, episode in enumerate(episodes):
-        arrays |= {f"{number}.states": episode.states, f"{number}.actions": episode.actions, f"{number}.success": episode.success}
-        arrays |= {f"{number}.frames.{camera}": frames for camera, frames in episode.frames.items()}
-    facts = [{"instruction": episode.instruction, "info": episode.info, "cameras": list(episode.frames)} for episode in episodes]
+def save_episode(path: Path, episode: Episode) -> None:
+    """A finished episode of an unfinished collection, written beside and renamed."""
+    arrays = {"states": episode.states, "actions": episode.actions, "success": episode.success}
+    arrays |= {f"frames.{camera}": frames for camera, frames in episode.frames.items()}
+    facts = {"instruction": episode.instruction, "info": episode.info, "cameras": list(episode.frames)}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     with disk_full_told(path), partial.open("wb") as file:
@@ -121,17 +134,21 @@ def save_batch(path: Path, episodes: Sequence[Episode]) -> None:
     partial.replace(path)
 
 
-def load_batch(path: Path) -> list[Episode]:
-    """What `save_batch` wrote; no pickle is opened."""
+def load_episode(path: Path) -> Episode:
+    """What `save_episode` wrote; no pickle is opened."""
     with np.load(path, allow_pickle=False) as arrays:
-        return [
-            Episode(
-                frames={camera: arrays[f"{number}.frames.{camera}"] for camera in fact["cameras"]},
-                states=arrays[f"{number}.states"],
-                actions=arrays[f"{number}.actions"],
-                success=arrays[f"{number}.success"],
-                instruction=fact["instruction"],
-                info=fact["info"],
-            )
-            for number, fact in enumerate(json.loads(str(arrays["facts"])))
-        ]
+        facts = json.loads(str(arrays["facts"]))
+        return Episode(
+            frames={camera: arrays[f"frames.{camera}"] for camera in facts["cameras"]},
+            states=arrays["states"],
+            actions=arrays["actions"],
+            success=arrays["success"],
+            instruction=facts["instruction"],
+            info=facts["info"],
+        )
+
+
+def _kept(folder: Path, starts: Sequence[tuple[str, int]]) -> dict[int, Episode]:
+    """The finished episodes of a collection that was cut off, by number; those of other starts are left."""
+    found = {int(path.stem): load_episode(path) for path in sorted(folder.glob("*.npz"))}
+    return {i: e for i, e in found.items() if i < len(starts) and (e.info["task"], e.info["start"]) == tuple(starts[i])}

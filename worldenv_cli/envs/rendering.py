@@ -32,7 +32,8 @@ def probe(backend: str, python: str = sys.executable) -> str:
         done = subprocess.run([python, "-c", _PROBE], env=environment, capture_output=True, text=True, timeout=60)
     except (subprocess.TimeoutExpired, OSError) as error:
         return str(error)
-    return "" if done.returncode == 0 else (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+    told = done.stderr.partition("Exception ignored in")[0]  # a context that was never made complains again when it is destroyed
+    return "" if done.returncode == 0 else (told.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
 
 
 def choose_backend(wanted: str = "auto", python: str = sys.executable) -> str:

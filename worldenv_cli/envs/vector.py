@@ -24,7 +24,8 @@ from .spaces import chunk_spaces
 class MetaWorldVectorEnv(gymnasium.vector.VectorEnv):
     """B rows of real Meta-World.
 
-    `reset(options={"starts": [(task, seed), ...]})` begins at most `num_envs` episodes; rows without a start are frozen from the outset.
+    `reset(options={"starts": [(task, seed), ...]})` begins at most `num_envs` episodes; rows without a start are frozen from the outset. With
+    gymnasium's "reset_mask" (B,) bool beside the starts only those rows begin anew, or are frozen, and the others go on.
     `step(chunks (B, T, A))` returns the observation after the chunk, reward (B,) float32 (1 in the chunk that first succeeds), terminated and
     truncated (B,) bool, and info with what happened inside the chunk: frames {camera: (B, T, H, W, 3)}, states (B, T, S),
     success (B, T) and `alive` (B,), the rows that moved. A frozen row repeats its last observation with reward 0.
@@ -47,21 +48,26 @@ class MetaWorldVectorEnv(gymnasium.vector.VectorEnv):
         self._state = np.zeros((self.num_envs, len(STATE_NAMES)), np.float32)
         self._instruction = [""] * self.num_envs
         self._alive = np.zeros(self.num_envs, bool)
+        self._chunks_played = np.zeros(self.num_envs, int)
+        self._success_chunk = np.full(self.num_envs, -1)
 
     def reset(self, *, seed: int | None = None, options: dict | None = None):
         super().reset(seed=seed)
-        starts = (options or {}).get("starts")
+        options = options or {}
+        rows = np.flatnonzero(options.get("reset_mask", np.ones(self.num_envs, bool)))
+        starts = options.get("starts")
         if starts is None:
-            names, seeds = list(self.config.tasks), self.np_random.integers(2**31, size=self.num_envs)
-            starts = [(names[row % len(names)], int(seeds[row])) for row in range(self.num_envs)]
-        if len(starts) > self.num_envs:
-            raise ValueError(f"{len(starts)} starts for {self.num_envs} rows")
-        self._alive = np.arange(self.num_envs) < len(starts)
-        self._chunks_played = 0
-        self._success_chunk = np.full(self.num_envs, -1)
-        self._instruction = [self.config.tasks[name] for name, _ in starts] + [""] * (self.num_envs - len(starts))
-        for row, (picture, state) in self._ask("reset", dict(enumerate(starts))).items():
+            names, seeds = list(self.config.tasks), self.np_random.integers(2**31, size=len(rows))
+            starts = [(names[row % len(names)], int(seed)) for row, seed in zip(rows, seeds)]
+        if len(starts) > len(rows):
+            raise ValueError(f"{len(starts)} starts for {len(rows)} rows")
+        self._alive[rows], self._chunks_played[rows], self._success_chunk[rows] = False, 0, -1
+        for row in rows:
+            self._instruction[row] = ""
+        begun = {int(row): start for row, start in zip(rows, starts)}
+        for row, (picture, state) in self._ask("reset", begun).items():
             self._frame[row], self._state[row] = picture, state
+            self._alive[row], self._instruction[row] = True, self.config.tasks[begun[row][0]]
         return self._observation(), {"alive": self._alive.copy()}
 
     def step(self, chunks: np.ndarray):
@@ -89,8 +95,8 @@ class MetaWorldVectorEnv(gymnasium.vector.VectorEnv):
         self.environment_steps += len(moving) * length * config.action_repeat
         self._frame, self._state = frames[:, -1].copy(), states[:, -1].copy()
         first = success.any(1) & (self._success_chunk < 0)
-        self._success_chunk[first] = self._chunks_played
-        self._chunks_played += 1
+        self._success_chunk[first] = self._chunks_played[first]
+        self._chunks_played[moving] += 1
         lingered = (self._success_chunk >= 0) & (self._chunks_played > self._success_chunk + config.linger)
         terminated = self._alive & lingered & (not self.until_horizon)
         truncated = self._alive & ~terminated & (self._chunks_played >= config.chunks)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from ..config import Config
 from ..packing import normalised, pack
-from .heads import ChunkDensity
+from .heads import ChunkDensity, Generators
 from .observation import Observation
 from .text import TextConfig, TextEncoder
 
@@ -82,7 +82,7 @@ class CompactPolicy(nn.Module):
         return ChunkDensity(mean, log_scale.exp(), self.config.shared_noise)
 
     @torch.no_grad()
-    def act(self, obs: Observation, *, explore: bool, scale: np.ndarray | None = None, generator: torch.Generator | None = None) -> Act:
+    def act(self, obs: Observation, *, explore: bool, scale: np.ndarray | None = None, generator: Generators = None) -> Act:
         """A chunk for each row: the mean, or with `explore` a sample. `scale` (B,) replaces the scale head's word, where given."""
         density = self.density(obs)
         if scale is not None:

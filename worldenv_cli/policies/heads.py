@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+Generators = torch.Generator | list[torch.Generator] | None  # one for all rows, or one for each: then a row's noise does not depend on the others
+
 
 @dataclass
 class ChunkDensity:
@@ -22,7 +24,7 @@ class ChunkDensity:
     scale: Tensor
     shared: float  # r above: 0 is the paper's fully factorised Laplace
 
-    def sample(self, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    def sample(self, generator: Generators = None) -> tuple[Tensor, Tensor]:
         """(chunk (B, T, A) before the environment's clipping, shared noise z (B, 1, A))."""
         shared_noise = _laplace(self.mean[:, :1], generator)
         own_noise = _laplace(self.mean, generator)
@@ -46,7 +48,9 @@ class ChunkDensity:
         return ((d + apart) / other.scale + torch.log(other.scale / b) - 1).clamp_min(0).sum(-1)  # rounding may leave -1e-7
 
 
-def _laplace(like: Tensor, generator: torch.Generator | None) -> Tensor:
+def _laplace(like: Tensor, generator: Generators) -> Tensor:
     """Standard Laplace noise as the difference of two exponentials. Drawn on the CPU, so that a seed means the same on every device."""
+    if isinstance(generator, list):
+        return torch.cat([_laplace(row, one) for row, one in zip(like.split(1), generator, strict=True)])
     exponential = torch.empty(2, *like.shape).exponential_(generator=generator).to(like.device)
     return exponential[0] - exponential[1]

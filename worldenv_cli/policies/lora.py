@@ -4,6 +4,7 @@ The tuned weights are used only for instructions that the acceptance test let th
 """
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch import nn
 
 from ..config import Config
 from .compact import Act, CompactPolicy
-from .heads import ChunkDensity
+from .heads import ChunkDensity, Generators
 from .observation import Observation
 
 
@@ -55,7 +56,7 @@ class AdaptedPolicy(nn.Module):
         return self.policy.log_prob(obs, chunk, trace)
 
     @torch.no_grad()
-    def act(self, obs: Observation, *, explore: bool, scale: np.ndarray | None = None, generator: torch.Generator | None = None) -> Act:
+    def act(self, obs: Observation, *, explore: bool, scale: np.ndarray | None = None, generator: Generators = None) -> Act:
         """Tuned weights for accepted instructions, the starting policy's for the others."""
         if self.accepted is None:
             return self.policy.act(obs, explore=explore, scale=scale, generator=generator)
@@ -63,12 +64,13 @@ class AdaptedPolicy(nn.Module):
         parts = []
         for rows, use in ((np.flatnonzero(tuned), True), (np.flatnonzero(~tuned), False)):
             if len(rows):
-                part_scale = None if scale is None else np.asarray(scale)[rows]
-                if use:
-                    act = self.policy.act(obs.rows(rows), explore=explore, scale=part_scale, generator=generator)
-                else:
-                    with self.model.disable_adapter():
-                        act = self.policy.act(obs.rows(rows), explore=explore, scale=part_scale, generator=generator)
+                drawn = {
+                    "explore": explore,
+                    "scale": None if scale is None else np.asarray(scale)[rows],
+                    "generator": [generator[row] for row in rows] if isinstance(generator, list) else generator,
+                }
+                with nullcontext() if use else self.model.disable_adapter():
+                    act = self.policy.act(obs.rows(rows), **drawn)
                 parts.append((rows, act))
         order = np.argsort(np.concatenate([rows for rows, _ in parts]))
         return Act(

@@ -79,6 +79,8 @@ def _closed_because(success: float, on_real: float, on_imagined: float, area: fl
         return f"reflector says {on_real:.2f} of real frames, the truth is {success:.2f}: it would be exploited"
     if abs(on_imagined - success) > config.gap:
         return f"reflector says {on_imagined:.2f} of imagined frames, the truth is {success:.2f}: the simulator would be exploited"
-    if not area >= config.auc:
+    if np.isnan(area):
+        return "no AUC: all unseen episodes end alike"
+    if area < config.auc:
         return f"AUC {area:.2f} on imagined frames is below {config.auc}"
     return ""
