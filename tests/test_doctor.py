@@ -6,6 +6,7 @@ from packaging.requirements import Requirement
 
 from worldenv_cli import doctor
 from worldenv_cli.doctor import Check
+from worldenv_cli.envs.rendering import probe
 
 
 def test_packages_come_from_pyproject():
@@ -79,3 +80,14 @@ def test_disk(monkeypatch):
     usage.free = 30 * 2**30
     assert doctor.check_disk().ok is True
     assert doctor.check_memory().ok and doctor.check_python() == Check("Python", True, doctor.platform.python_version())
+
+
+def test_a_renderer_that_fails_is_told_by_its_cause(tmp_path):
+    """Not by what the half-made context says when it is destroyed."""
+    python = tmp_path / "python"
+    python.write_text(
+        "#!/bin/sh\ncat >&2 <<'END'\nTraceback (most recent call last):\nRuntimeError: no display\n"
+        "Exception ignored in: <function GLContext.__del__>\nTypeError: 'NoneType' object is not callable\nEND\nexit 1\n"
+    )
+    python.chmod(0o755)
+    assert probe("glfw", str(python)) == "RuntimeError: no display"

@@ -56,7 +56,7 @@ def fidelity(values: dict) -> list:
     if horizon and metrics:
         rows: list[list[Cell]] = [[title, *(course(values[arm].get(key)) for key in metrics)] for arm, title in arms.items()]
         n = f"n = {values['n_episodes']} held-out episodes" if "n_episodes" in values else "n not given"
-        note = f"First chunk → last chunk ({horizon[0]} → {horizon[-1]}) of a closed-loop rollout, and the mean over it; {n}."
+        note = f"First chunk → last chunk ({horizon[0]} → {horizon[-1]}) of an open-loop replay, and the mean over it; {n}."
         blocks.append(Table("Fidelity", ["", *metrics.values()], rows, note))
         plots = []
         for key, title in metrics.items():

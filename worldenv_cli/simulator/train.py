@@ -65,8 +65,9 @@ class Windows:
 class Followed:
     """Some episodes that the simulator replays while it is being trained, a chunk with every training step, on the frames that it has made itself.
 
-    Every depth of an imagined episode is trained so, and at no cost: the frames that a step predicts are the next step's past (DIAMOND and WoVR
-    imagine anew for that, and not as far). An episode that ends makes room for another one's beginning. `carried` is all that is remembered.
+    Every depth of an imagined episode is trained so, and at no cost: the frames that a step predicts are the next step's past, where imagining
+    them for the step alone would take a second pass for every chunk of depth. An episode that ends makes room for another one's beginning.
+    `carried` is all that is remembered.
     """
 
     def __init__(self, windows: Windows, rows: int, rng: np.random.Generator):
