@@ -25,7 +25,7 @@ def compare_objectives(simulator: Simulator, episodes: Sequence[Episode], held_o
     "seconds_a_chunk" of imagining for all held-out episodes at once, "psnr", "ssim", "perceptual": by chunk, as `fidelity` gives them}.
     """
     made = {objective: _untrained(simulator, objective, seed) for objective in ("regression", "flow")}
-    cost = {objective: _seconds_a_step(one, episodes, config) for objective, one in made.items()}
+    cost = _seconds_a_step(made, episodes, config)
     results = []
     for objective, one in made.items():
         steps = max(round(config.video.steps * cost["regression"] / cost[objective]), 1)
@@ -48,18 +48,21 @@ def _untrained(simulator: Simulator, objective: str, seed: int) -> Simulator:
     return new
 
 
-def _seconds_a_step(simulator: Simulator, episodes: Sequence[Episode], config: SimulateConfig) -> float:
-    """Mean over a training of loss and gradient, by a few steps of each of its two phases."""
-    video, total = VideoTraining(simulator, episodes[:20], config, 0), 0.0
-    for step, share in ((0, video.begin / config.video.steps), (video.begin, 1 - video.begin / config.video.steps)):
-        times = []
-        for number in range(PILOT_STEPS):
-            began = time.monotonic()
-            video.loss(step, np.random.default_rng(number))[0].backward()
-            times.append(time.monotonic() - began)
-        total += share * float(np.median(times))
-    simulator.zero_grad()
-    return total
+def _seconds_a_step(made: dict[str, Simulator], episodes: Sequence[Episode], config: SimulateConfig) -> dict[str, float]:
+    """Mean over a training of loss and gradient, by a few steps of each of its two phases: of all objectives in turn, machines have their moods."""
+    trainings = {objective: VideoTraining(one, episodes[:20], config, 0) for objective, one in made.items()}
+    begin = next(iter(trainings.values())).begin
+    times: dict[tuple[str, int], list[float]] = {}
+    for number in range(PILOT_STEPS):
+        for objective, training in trainings.items():
+            for step in (0, begin):
+                began = time.monotonic()
+                training.loss(step, np.random.default_rng(number))[0].backward()
+                times.setdefault((objective, step), []).append(time.monotonic() - began)
+    for one in made.values():
+        one.zero_grad()
+    shares = {0: begin / config.video.steps, begin: 1 - begin / config.video.steps}
+    return {objective: sum(share * float(np.median(times[objective, step])) for step, share in shares.items()) for objective in made}
 
 
 def seconds_a_chunk(simulator: Simulator, state: SimulatorState) -> float:

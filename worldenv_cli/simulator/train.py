@@ -131,7 +131,6 @@ def train_proprioception(simulator: Simulator, episodes: Sequence[Episode], conf
 
 
 def train_video(simulator: Simulator, episodes: Sequence[Episode], config: SimulateConfig, *, seed: int, checkpoint=None, metrics=None) -> None:
-    simulator.unet.to(memory_format=torch.channels_last)
     video = VideoTraining(simulator, episodes, config, seed)
     described = {"seed": seed, "description": "video simulator"}
     train(simulator.unet, video.loss, config.video, **described, checkpoint=checkpoint, metrics=metrics, carried=video.followed.carried)
@@ -142,6 +141,7 @@ class VideoTraining:
 
     def __init__(self, simulator: Simulator, episodes: Sequence[Episode], config: SimulateConfig, seed: int):
         self.simulator, self.config = simulator, config
+        simulator.unet.to(memory_format=torch.channels_last)
         self.windows = Windows(episodes, simulator.config.camera, simulator.config.chunk, simulator.config.unet.memory, simulator.config.unet.block)
         self.windows.fill(simulator.bank, simulator.maps, seed)
         self.followed = Followed(self.windows, round(config.video.batch * config.own_frames), np.random.default_rng(seed))
