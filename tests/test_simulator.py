@@ -364,6 +364,13 @@ def test_own_frames_come_after_a_third_of_the_training(simulator_config, demonst
     assert all((row != before).any() for row, before in zip(video.followed.places, kept["places"].numpy()))
 
 
+@pytest.mark.parametrize("share, own", [(0.0, 0), (0.99, 3)])
+def test_training_without_own_frames_and_with_hardly_any_others(simulator_config, demonstrations, share, own):
+    settings = SimulateConfig(video=TrainingConfig(steps=3, batch=4), own_frames=share)
+    video = VideoTraining(Simulator(simulator_config), demonstrations, settings, 0)
+    assert video.followed.rows == own and torch.isfinite(video.loss(2, np.random.default_rng(0))[0])
+
+
 def short(proprioception, video):
     return SimulateConfig(
         proprioception=TrainingConfig(steps=proprioception, batch=8, learning_rate=0.01, weight_decay=0.0, average=0.5),

@@ -31,15 +31,17 @@ class Windows:
     def __init__(self, episodes: Sequence[Episode], camera: str, chunk: int, memory: tuple[int, ...], block: int):
         self.chunk, self.reach = chunk, max(memory) + 1
         self.episodes = [episode for episode in episodes if len(episode.actions) >= chunk]
-        self.frames = [pack(episode.frames[camera], block) for episode in self.episodes]
+        self.lengths = np.array([len(episode.states) for episode in self.episodes])
+        self.begins = np.cumsum(self.lengths) - self.lengths  # where each episode lies among all frames
+        self.all_frames = torch.cat([pack(episode.frames[camera], block) for episode in self.episodes])
+        self.all_states = torch.from_numpy(np.concatenate([episode.states for episode in self.episodes]))
         self.places = np.array([(e, t) for e, episode in enumerate(self.episodes) for t in range(len(episode.actions) - chunk + 1)])
 
     def fill(self, bank: PoseBank, maps: ActionMaps, seed: int) -> None:
         """Put frames of these episodes into the simulator's bank."""
-        states = torch.cat([torch.from_numpy(episode.states) for episode in self.episodes])
-        first = torch.cat([frames[:1].expand_as(frames) for frames in self.frames])
-        places = maps.pixels(states[:, :3].to(bank.states.device)).cpu()
-        bank.fill(torch.cat(self.frames), states, places, first, torch.Generator().manual_seed(seed))
+        first = self.all_frames[torch.from_numpy(np.repeat(self.begins, self.lengths))]
+        places = maps.pixels(self.all_states[:, :3].to(bank.states.device)).cpu()
+        bank.fill(self.all_frames, self.all_states, places, first, torch.Generator().manual_seed(seed))
 
     def draw(self, rng: np.random.Generator, size: int) -> np.ndarray:
         """(size, 2) places."""
@@ -47,19 +49,23 @@ class Windows:
 
     def recent(self, places: np.ndarray) -> Tensor:
         """The last frames before each chunk, (B, reach, h, w, P) packed uint8, the first one standing in for those before it."""
-        return torch.stack([self.frames[e][np.maximum(np.arange(t - self.reach + 1, t + 1), 0)] for e, t in places])
+        return self.all_frames[self._numbers(places, np.arange(1 - self.reach, 1))]
 
     def first(self, places: np.ndarray) -> Tensor:
         """(B, h, w, P) packed uint8."""
-        return torch.stack([self.frames[e][0] for e, _ in places])
+        return self.all_frames[torch.from_numpy(self.begins[places[:, 0]])]
 
     def states(self, places: np.ndarray) -> Tensor:
         """(B, T + 1, S), the one before the chunk in front."""
-        return torch.stack([torch.from_numpy(self.episodes[e].states[t : t + self.chunk + 1]) for e, t in places])
+        return self.all_states[self._numbers(places, np.arange(self.chunk + 1))]
 
     def target(self, places: np.ndarray) -> Tensor:
         """(B, T, h, w, P) packed uint8."""
-        return torch.stack([self.frames[e][t + 1 : t + self.chunk + 1] for e, t in places])
+        return self.all_frames[self._numbers(places, np.arange(1, self.chunk + 1))]
+
+    def _numbers(self, places: np.ndarray, steps: np.ndarray) -> Tensor:
+        """(B, len(steps)): which of all frames lie so many control steps after each place."""
+        return torch.from_numpy(self.begins[places[:, :1]] + np.maximum(places[:, 1:] + steps, 0))
 
 
 class Followed:
@@ -144,7 +150,7 @@ class VideoTraining:
         simulator.unet.to(memory_format=torch.channels_last)
         self.windows = Windows(episodes, simulator.config.camera, simulator.config.chunk, simulator.config.unet.memory, simulator.config.unet.block)
         self.windows.fill(simulator.bank, simulator.maps, seed)
-        self.followed = Followed(self.windows, round(config.video.batch * config.own_frames), np.random.default_rng(seed))
+        self.followed = Followed(self.windows, int(config.video.batch * config.own_frames), np.random.default_rng(seed))
         self.begin = config.video.steps // 3  # none of its own at first: what it makes must be worth learning from
 
     def loss(self, step: int, rng: np.random.Generator) -> tuple[Tensor, dict]:
