@@ -32,36 +32,76 @@ def expect(values, wanted):
 
 @pytest.mark.parametrize("shared", [0.0, 0.7, 1.5])
 def test_samples_have_the_scored_density(shared):
-    """By distribution, by entropy, and jointly: the expected ratio to any other density is one only if sampling and scoring are the same."""
-    d = density(shared)
-    chunk, z = sampled(d)
-    own = (chunk - d.mean - shared * d.scale * z) / d.scale
-    for t in range(3):
-        for a in range(2):
-            assert stats.kstest(own[:, t, a].numpy(), "laplace").pvalue > 1e-3
-    assert stats.kstest(z.flatten().numpy(), "laplace").pvalue > 1e-3
-    score = d.log_prob(chunk, z)
+    """The expected ratio to any other density is one, after every number of played steps, only if sampling and scoring are the same."""
+    chunk, other = sampled(density(shared)), density(shared, MEAN + 0.02, SCALE * 1.1)
+    score = density(shared).log_prob(chunk)
     assert score.shape == (MANY, 3)
     for t in range(3):
-        expect(-score[:, t], (1 + torch.log(2 * SCALE[0, t])).sum().item())  # the entropy of a Laplace is 1 + log 2b
-    other = density(shared, MEAN + 0.02, SCALE * 1.1)
-    expect((other.log_prob(chunk, z) - score).sum(1).exp(), 1.0)
+        expect((other.log_prob(chunk) - score)[:, : t + 1].sum(1).exp(), 1.0)
+    if shared == 0:
+        for t in range(3):
+            for a in range(2):
+                assert stats.kstest(((chunk - MEAN) / SCALE)[:, t, a].numpy(), "laplace").pvalue > 1e-3
+            expect(-score[:, t], (1 + torch.log(2 * SCALE[0, t])).sum().item())  # the entropy of a Laplace is 1 + log 2b
 
 
-def test_marginal_histogram():
-    """Without shared noise the log density of one action is that of the histogram."""
-    d = density(0.0, MEAN[:, :1, :1], SCALE[:, :1, :1])
-    chunk, z = sampled(d)
+@pytest.mark.parametrize("shared", [0.0, 0.7])
+def test_marginal_histogram(shared):
+    """The density of one action is that of the histogram."""
+    chunk = sampled(density(shared, MEAN[:, :1, :1], SCALE[:, :1, :1]))
     edges = np.linspace(0.1, 0.5, 41)
     counts, _ = np.histogram(chunk.flatten().numpy(), edges)
     points = torch.tensor((edges[1:] + edges[:-1]) / 2).float()[:, None, None]
-    expected = density(0.0, MEAN[:, :1, :1], SCALE[:, :1, :1], rows=40).log_prob(points, torch.zeros(40, 1, 1)).exp()[:, 0].numpy() * 0.01
-    assert np.abs(counts / MANY - expected).max() < 4 * np.sqrt(expected.max() / MANY) + 0.05 * 0.01 * expected.max() / 0.01
+    expected = density(shared, MEAN[:, :1, :1], SCALE[:, :1, :1], rows=40).log_prob(points).exp()[:, 0].numpy() * 0.01
+    assert np.abs(counts / MANY - expected).max() < 4 * np.sqrt(expected.max() / MANY) + 0.05 * expected.max()
+
+
+def integrated(chunk, shared, steps):
+    """Log density of the first steps of one action dimension's chunk, by summing over a grid of the shared noise: (B,)."""
+    z = np.linspace(-80, 80, 800_001)
+    mean, scale = (values[0, :steps, 0].double().numpy() for values in (MEAN, SCALE))
+    found = []
+    for row in chunk[:, :steps, 0].double().numpy():
+        given = [stats.laplace.pdf(row[t], mean[t] + shared * scale[t] * z, scale[t]) for t in range(steps)]
+        found.append(np.log(np.sum(stats.laplace.pdf(z) * np.prod(given, 0)) * (z[1] - z[0])))
+    return np.array(found)
+
+
+@pytest.mark.parametrize("shared", [0.5, 0.7, 1.5])  # with 0.5 two steps and the shared noise can pull with equal force
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_the_score_is_the_integral_over_the_shared_noise(shared, steps):
+    d = density(shared, MEAN[..., :1], SCALE[..., :1], rows=8)
+    chunk = sampled(d)
+    chunk[0], chunk[1] = MEAN[0, :, :1], MEAN[0, :, :1] + 0.5  # knots that coincide; and far out
+    np.testing.assert_allclose(d.log_prob(chunk)[:, :steps].sum(1).numpy(), integrated(chunk, shared, steps), rtol=2e-5, atol=2e-5)
+
+
+def test_gradient_of_the_score():
+    chunk = sampled(density(0.7, rows=2), seed=4).double()
+    mean, scale = (values.double().expand(2, -1, -1).clone().requires_grad_() for values in (MEAN, SCALE))
+    assert torch.autograd.gradcheck(lambda m, b: ChunkDensity(m, b, 0.7).log_prob(chunk), (mean, scale))
+    far = ChunkDensity(MEAN.clone().requires_grad_(), SCALE, 0.7)
+    far.log_prob(MEAN + 1e3).sum().backward()
+    assert far.mean.grad.isfinite().all()
+
+
+def test_what_is_shared_is_credited():
+    """An estimate of the gradient from rewards that depend on a chunk's sum spreads less than with the shared noise taken as given."""
+    d = density(0.7, torch.zeros(1, 4, 1), torch.full((1, 4, 1), 0.1))
+    z, own = (torch.distributions.Laplace(0.0, 1.0).sample((MANY, steps, 1)) for steps in (1, 4))
+    chunk = 0.1 * (0.7 * z + own)
+    mean = d.mean.clone().requires_grad_()
+    ChunkDensity(mean, d.scale, 0.7).log_prob(chunk).sum().backward()
+    reward = chunk.sum((1, 2))  # moves by the number of steps when the mean does
+    estimates = {"integrated": (reward * mean.grad.sum((1, 2))), "given": (reward * (own.sign() / 0.1).sum((1, 2)))}
+    for found in estimates.values():
+        expect(found, 4.0)
+    assert estimates["integrated"].var() < 0.6 * estimates["given"].var()
 
 
 @pytest.mark.parametrize("shared", [0.0, 0.7])
 def test_noise_is_shared_along_the_chunk(shared):
-    chunk, _ = sampled(density(shared))
+    chunk = sampled(density(shared))
     noise = ((chunk - MEAN) / SCALE).double()
     found = np.corrcoef(noise[:, :, 0].numpy(), rowvar=False)
     np.testing.assert_allclose(found[~np.eye(3, dtype=bool)], shared**2 / (1 + shared**2), atol=0.015)
@@ -69,48 +109,42 @@ def test_noise_is_shared_along_the_chunk(shared):
     np.testing.assert_allclose(noise.var((0)).numpy(), 2 * (1 + shared**2), rtol=0.05)
 
 
-def test_the_score_is_the_formula():
-    chunk, z = sampled(density(0.7, rows=2))
-    centre = MEAN + 0.7 * SCALE * z
-    wanted = stats.laplace.logpdf(chunk.numpy(), centre.numpy(), SCALE.numpy()).sum(-1)
-    np.testing.assert_allclose(density(0.7, rows=2).log_prob(chunk, z).numpy(), wanted, rtol=1e-4, atol=1e-4)
-
-
-def test_gradient_of_the_score():
-    mean, log_scale = MEAN.clone().requires_grad_(), SCALE.log().requires_grad_()
-    d = ChunkDensity(mean, log_scale.exp(), 0.7)
-    chunk, z = sampled(density(0.7, rows=1), seed=4)
-    d.log_prob(chunk, z).sum().backward()
-    gap = (chunk - MEAN - 0.7 * SCALE * z) / SCALE
-    torch.testing.assert_close(mean.grad, gap.sign() / SCALE)
-    # the centre moves with the scale too, because the shared part of the noise does
-    torch.testing.assert_close(log_scale.grad, -1 + gap.abs() + 0.7 * z * gap.sign())
-
-
 def test_sampling_is_seeded_and_scale_zero_is_the_mean():
     d = density(0.7, rows=5)
-    for a, b in zip(sampled(d, 1), sampled(d, 1)):
-        torch.testing.assert_close(a, b, rtol=0, atol=0)
-    assert not torch.equal(sampled(d, 1)[0], sampled(d, 2)[0])
-    torch.testing.assert_close(density(0.7, scale=torch.zeros_like(SCALE), rows=5).sample()[0], MEAN.expand(5, -1, -1))
+    torch.testing.assert_close(sampled(d, 1), sampled(d, 1), rtol=0, atol=0)
+    assert not torch.equal(sampled(d, 1), sampled(d, 2))
+    torch.testing.assert_close(density(0.7, scale=torch.zeros_like(SCALE), rows=5).sample(), MEAN.expand(5, -1, -1))
 
 
 @pytest.mark.parametrize("shift, stretch", [(0.0, 1.0), (0.03, 1.0), (0.0, 1.5), (-0.04, 0.6)])
 def test_kl_against_sampling(shift, stretch):
     """KL of the steps' own noise: what remains when no noise is shared."""
     p, q = density(0.0), density(0.0, MEAN + shift, SCALE * stretch)
-    chunk, z = sampled(p)
+    chunk = sampled(p)
     found = p.kl(q)[0]
     for t in range(3):
-        expect((p.log_prob(chunk, z) - q.log_prob(chunk, z))[:, t], found[t].item())
+        expect((p.log_prob(chunk) - q.log_prob(chunk))[:, t], found[t].item())
     assert (found >= 0).all() and (p.kl(p)[0].abs() < 1e-6).all()
 
 
-def test_kl_with_shared_noise_and_equal_scales():
-    """The shared part moves both means alike, so that nothing is added."""
-    p, q = density(0.7), density(0.7, MEAN + 0.03)
-    chunk, z = sampled(p)
-    expect((p.log_prob(chunk, z) - q.log_prob(chunk, z)).sum(1), p.kl(q)[0].sum().item())
+def given(d, z):
+    """The density of a chunk once its shared noise is known."""
+    return ChunkDensity(d.mean + d.shared * d.scale * z, d.scale, 0.0)
+
+
+@pytest.mark.parametrize("shift", [0.03, 0.0])
+@pytest.mark.parametrize("stretch", [1.0, 0.8, 1.25, 1.5, 1 + 1 / 0.7])  # the last one is the hole of the formula, s = b
+def test_kl_with_shared_noise(shift, stretch):
+    """Averaged over the shared noise, with which the centres move by r (b - b') z; never less than what the chunks themselves tell apart."""
+    rows = 200_000
+    mean, scale = torch.zeros(1, 1, 1), torch.full((1, 1, 1), 0.1)
+    p = ChunkDensity(mean.expand(rows, -1, -1), scale.expand(rows, -1, -1), 0.7)
+    q = ChunkDensity((mean + shift).expand(rows, -1, -1), (stretch * scale).expand(rows, -1, -1), 0.7)
+    z = torch.distributions.Laplace(0.0, 1.0).sample((rows, 1, 1))
+    chunk = given(p, z).sample(torch.Generator().manual_seed(0))
+    expect((given(p, z).log_prob(chunk) - given(q, z).log_prob(chunk)).sum(1), p.kl(q)[0].sum().item())
+    apart = (p.log_prob(chunk) - q.log_prob(chunk)).sum(1)
+    assert apart.mean() < p.kl(q)[0].sum() + 4 * apart.std() / rows**0.5 + 1e-6
 
 
 def pictures(policy, rows=12):
@@ -131,9 +165,9 @@ def test_what_the_policy_samples_is_what_it_scores(fresh_policy):
     """PPO's ratio of a policy that has not moved is one, in the batch that acted and in minibatches of other sizes and orders."""
     obs = pictures(fresh_policy)
     act = fresh_policy.act(obs, explore=True, generator=torch.Generator().manual_seed(0))
-    assert act.chunk.shape == (12, 4, 4) and act.log_prob.shape == (12, 4) and act.trace["shared_noise"].shape == (12, 1, 4)
+    assert act.chunk.shape == (12, 4, 4) and act.log_prob.shape == (12, 4)
     for rows in (np.arange(12), np.random.default_rng(1).permutation(12)[:5], np.array([7])):
-        score = fresh_policy.log_prob(obs.rows(rows), act.chunk[rows], {"shared_noise": act.trace["shared_noise"][rows]})
+        score = fresh_policy.log_prob(obs.rows(rows), act.chunk[rows])
         assert score.requires_grad
         np.testing.assert_allclose(np.exp(score.detach().numpy() - act.log_prob[rows]), 1, atol=1e-4)
     again = fresh_policy.act(obs, explore=True, generator=torch.Generator().manual_seed(0))
@@ -167,21 +201,8 @@ def test_scale_stays_between_its_bounds(fresh_policy, push):
     assert abs(push) > 100 or fresh_policy.scale_head[-1].bias.grad.abs().min() > 0
 
 
-@pytest.mark.parametrize("stretch", [0.8, 1.25, 1.5, 1 + 1 / 0.7])  # the last one is the hole of the formula, s = b
-def test_kl_with_shared_noise_and_other_scales(stretch):
-    """The conditional centres move by r (b - b') z too; a KL that forgets it counts about half."""
-    rows = 200_000
-    mean, scale = torch.zeros(1, 1, 1), torch.full((1, 1, 1), 0.1)
-    p = ChunkDensity(mean.expand(rows, -1, -1), scale.expand(rows, -1, -1), 0.7)
-    q = ChunkDensity((mean + 0.03).expand(rows, -1, -1), (stretch * scale).expand(rows, -1, -1), 0.7)
-    chunk, z = sampled(p)
-    expect((p.log_prob(chunk, z) - q.log_prob(chunk, z)).sum(1), p.kl(q)[0].sum().item())
-
-
 def test_a_generator_for_each_row_gives_each_row_its_own_noise():
     rows = density(0.7, rows=3)
     seeded = [torch.Generator().manual_seed(seed) for seed in (5, 6, 7)]
-    chunk, shared = rows.sample(seeded)
-    alone, alone_shared = density(0.7, rows=1).sample(torch.Generator().manual_seed(6))
-    torch.testing.assert_close(chunk[1:2], alone)
-    torch.testing.assert_close(shared[1:2], alone_shared)
+    alone = density(0.7, rows=1).sample(torch.Generator().manual_seed(6))
+    torch.testing.assert_close(rows.sample(seeded)[1:2], alone)

@@ -21,16 +21,18 @@ from worldenv_cli.data.dataset import read_dataset, read_description
 from worldenv_cli.errors import UserError
 from worldenv_cli.models import load_model
 from worldenv_cli.pipeline import Run, run_stages
+from worldenv_cli.policies.chosen import ChosenPolicy
 from worldenv_cli.policies.lora import AdaptedPolicy
 from worldenv_cli.recipe import load_recipe
 
-ACCEPTANCE = ["acceptance/start", "acceptance/tuned", "acceptance/control"]
+ACCEPTANCE = ["acceptance/sft", "acceptance/start", "acceptance/tuned", "acceptance/control"]
 DATASETS = ["demonstrations", "exploration", "rounds/1/probe", *ACCEPTANCE]
 GATES = ["rounds/1/gate", "rounds/2/gate"]
-POLICIES = ["sft", "rounds/1/start", "rounds/1/tuned", "rounds/2/start", "rounds/2/tuned", "rounds/2/control", "post-trained", "control", "rival"]
+POLICIES = ["sft", "rounds/1/start", "rounds/1/tuned", "rounds/2/start", "rounds/2/tuned", "rounds/2/control", "cloned"]
+CHOSEN = ["post-trained", "control", "rival"]
 MODELS = {"simulator": "simulator", "rounds/2/simulator": "simulator", "reflector": "reflector", "rounds/2/reflector": "reflector"}
 EVALUATIONS = ["eval/imagined", "eval/sft", "eval/post-trained", "eval/rival", "eval/control", "eval/rounds-1-tuned"]
-ARTIFACTS = DATASETS + GATES + POLICIES + [*MODELS] + EVALUATIONS
+ARTIFACTS = DATASETS + GATES + POLICIES + CHOSEN + [*MODELS] + EVALUATIONS
 
 
 @pytest.fixture(scope="module")
@@ -63,18 +65,18 @@ def test_datasets_load(finished, mini, name):
 def test_starts_are_never_used_twice(finished):
     """Except where two policies are compared from the same ones."""
     used = {name: {(e.info["task"], e.info["start"]) for e in read_dataset(finished.folder / name)} for name in DATASETS}
-    assert used["acceptance/start"] == used["acceptance/tuned"] == used["acceptance/control"]
+    assert used["acceptance/sft"] == used["acceptance/start"] == used["acceptance/tuned"] == used["acceptance/control"]
     different = [starts for name, starts in used.items() if name not in ACCEPTANCE[1:]]
     assert sum(map(len, different)) == len(set().union(*different)) and len(used["acceptance/start"]) == 2
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", POLICIES + CHOSEN)
 def test_policies_load(finished, name):
     policy = load_model(finished.folder / name, "policy")
     tensors = load_tensors(finished.folder / name)
     assert not policy.training and all(np.isfinite(tensor.numpy()).all() for tensor in tensors.values())
-    adapted = name in ("rounds/1/tuned", "rounds/2/tuned", "rounds/2/control", "post-trained", "control")
-    assert isinstance(policy, AdaptedPolicy) == adapted
+    assert isinstance(policy, AdaptedPolicy) == (name in ("rounds/1/tuned", "rounds/2/tuned", "rounds/2/control"))
+    assert isinstance(policy, ChosenPolicy) == (name in CHOSEN)
     card = (finished.folder / name / "README.md").read_text()
     assert card.startswith("---\n") and "policy" in card
 
@@ -89,12 +91,21 @@ def test_models_load(finished, name):
     assert measured
 
 
-def test_the_post_trained_policy_is_the_tuned_one_where_it_was_accepted(finished, mini):
-    accepted = json.loads((finished.folder / "post-trained" / "acceptance.json").read_text())["accepted"]
-    policy = load_model(finished.folder / "post-trained", "policy")
-    assert policy.accepted == sorted(mini.env.tasks[task] for task in accepted)
-    tuned, used = load_tensors(finished.folder / "rounds/2/tuned"), load_tensors(finished.folder / "post-trained")
-    assert tuned.keys() == used.keys() and all((tuned[name] == used[name]).all() for name in tuned)
+def test_real_episodes_choose_the_policy_of_each_task(finished, mini):
+    members = {"post-trained": ["sft", "start", "tuned"], "control": ["sft", "start", "control"], "rival": ["sft", "cloned"]}
+    artifacts = {"start": "rounds/2/start", "tuned": "rounds/2/tuned", "control": "rounds/2/control"}
+    for name, wanted in members.items():
+        found = json.loads((finished.folder / name / "acceptance.json").read_text())
+        policy = load_model(finished.folder / name, "policy")
+        assert list(policy.members) == wanted and policy.choice == {mini.env.tasks[task]: member for task, member in found["choice"].items()}
+        for task, chosen in found["choice"].items():
+            counts = {candidate: tasks[task]["successes"] for candidate, tasks in found["counts"].items()}
+            candidate = "start" if chosen == "cloned" else chosen
+            assert list(counts) == (["sft", "start"] if name == "rival" else wanted) and counts[candidate] == max(counts.values())
+        tensors = load_tensors(finished.folder / name)
+        for member in wanted:
+            for key, tensor in load_tensors(finished.folder / artifacts.get(member, member)).items():
+                assert (tensors[f"members.{member}.{key}"] == tensor).all()
 
 
 def test_rounds_say_what_they_did(finished):
@@ -172,7 +183,7 @@ def test_dry_run_plans_nothing_for_a_finished_run(finished, capsys):
 
 def test_a_change_reaches_what_depends_on_it_and_nothing_else(finished, capsys):
     plan, _ = planned(finished, capsys, "post_train.updates.clip=0.1")
-    kept = {"demonstrations", "sft", "exploration", "simulator", "reflector", "rounds/1/start", "rounds/1/gate"}
+    kept = {"demonstrations", "sft", "exploration", "simulator", "reflector", "rounds/1/start", "rounds/1/gate", "acceptance/sft"}
     assert {name for name, stale in plan.items() if not stale} == kept
 
 

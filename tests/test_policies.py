@@ -11,6 +11,7 @@ from conftest import observation
 
 from worldenv_cli.errors import UserError
 from worldenv_cli.models import load_model, save_model
+from worldenv_cli.policies.chosen import ChosenPolicy
 from worldenv_cli.policies.compact import CompactPolicy
 from worldenv_cli.policies.lora import AdaptedPolicy, LoraSettings
 from worldenv_cli.policies.observation import Observation
@@ -95,11 +96,11 @@ def test_exploring_is_seeded_and_its_scale_can_be_set(trained_policy, obs):
 def test_ratio_of_an_unchanged_policy_is_one(trained_policy, tuned, obs):
     for policy in (trained_policy, tuned):
         act = policy.act(obs, explore=True, generator=torch.Generator().manual_seed(0))
-        again = policy.log_prob(obs, act.chunk, act.trace)
+        again = policy.log_prob(obs, act.chunk)
         assert again.requires_grad and again.shape == (4, 4)
         np.testing.assert_allclose((again.detach() - torch.from_numpy(act.log_prob)).exp().numpy(), 1, atol=1e-4)
         # also when it is scored beside other rows than it was sampled with
-        part = policy.log_prob(obs.rows([2]), act.chunk[[2]], {"shared_noise": act.trace["shared_noise"][[2]]})
+        part = policy.log_prob(obs.rows([2]), act.chunk[[2]])
         np.testing.assert_allclose((part.detach() - torch.from_numpy(act.log_prob[[2]])).exp().numpy(), 1, atol=1e-4)
 
 
@@ -146,41 +147,39 @@ def test_only_adapter_and_heads_train(policy, obs):
     assert lora["lr"] == 0.1 and heads["lr"] == 0.2
     assert sum(len(group["params"]) for group in (lora, heads)) == len(trainable)
     act = adapted.act(obs, explore=True)
-    (-adapted.log_prob(obs, act.chunk, act.trace).mean()).backward()
+    (-adapted.log_prob(obs, act.chunk).mean()).backward()
     moved = [name for name, p in adapted.named_parameters() if p.grad is not None and p.grad.abs().max() > 0]
     assert set(moved) <= trainable and any("lora_B" in name for name in moved) and any("scale_head" in name for name in moved)
     frozen = sum(p.numel() for p in adapted.parameters() if not p.requires_grad)
     assert sum(p.numel() for group in (lora, heads) for p in group["params"]) < frozen
 
 
+@pytest.fixture
+def chosen(trained_policy, tuned, obs):
+    """The tuned policy for the first row's instruction, the one that it started from for all other wording."""
+    return ChosenPolicy({"start": trained_policy, "tuned": tuned}, {obs.instruction[0]: "tuned"}, "start")
+
+
 @pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 1, 0, 2], [2, 2], [0]])
 @pytest.mark.parametrize("explore", [False, True])
-def test_accepted_instructions_get_the_tuned_weights(trained_policy, tuned, obs, order, explore):
+def test_each_instruction_gets_its_member(chosen, obs, order, explore):
     rows = obs.rows(np.array(order))
-    coffee = obs.instruction[0]
-    tuned.accepted = [coffee]
     scale = np.linspace(0.1, 0.4, len(order))
-    generator = torch.Generator().manual_seed(0)
-    act = tuned.act(rows, explore=explore, scale=scale, generator=generator)
+    act = chosen.act(rows, explore=explore, scale=scale, generator=[torch.Generator().manual_seed(row) for row in order])
     for row, instruction in enumerate(rows.instruction):
-        policy = tuned.policy if instruction == coffee else trained_policy
-        density = policy.density(rows.rows([row]))
-        density.scale = torch.full_like(density.mean, scale[row])
-        if explore:  # the noise is read off the trace, so that what was sampled is known to be this policy's
-            scored = density.log_prob(torch.from_numpy(act.chunk[[row]]), torch.from_numpy(act.trace["shared_noise"][[row]]))
-            np.testing.assert_allclose(scored.detach().numpy(), act.log_prob[[row]], atol=1e-3)
-        else:
-            np.testing.assert_allclose(act.chunk[[row]], density.mean.detach().numpy(), atol=1e-5)
-    assert act.chunk.shape == (len(order), 4, 4) and act.trace["shared_noise"].shape == (len(order), 1, 4)
+        member = chosen.members["tuned" if instruction == obs.instruction[0] else "start"]
+        generator = [torch.Generator().manual_seed(order[row])]
+        alone = member.act(rows.rows([row]), explore=explore, scale=scale[[row]], generator=generator)
+        np.testing.assert_allclose(act.chunk[[row]], alone.chunk, atol=1e-5)
+        np.testing.assert_allclose(act.log_prob[[row]], alone.log_prob, atol=1e-3)
+    assert act.chunk.shape == (len(order), 4, 4)
 
 
-def test_all_or_none_accepted(trained_policy, tuned, obs):
+def test_wording_without_a_choice_gets_the_default(trained_policy, tuned, obs):
     start, moved = means(trained_policy, obs).numpy(), means(tuned, obs).numpy()
-    for accepted, wanted in ((None, moved), (sorted(set(obs.instruction)), moved), ([], start), (["something else"], start)):
-        tuned.accepted = accepted
-        np.testing.assert_allclose(tuned.act(obs, explore=False).chunk, wanted, atol=1e-5)
-    tuned.accepted = []
-    assert torch.equal(tuned.density(obs).mean, torch.from_numpy(moved))  # training sees the tuned weights whatever is accepted
+    members = {"start": trained_policy, "tuned": tuned}
+    for choice, default, wanted in (({}, "tuned", moved), ({}, "start", start), ({"something else": "tuned"}, "start", start)):
+        np.testing.assert_allclose(ChosenPolicy(members, choice, default).act(obs, explore=False).chunk, wanted, atol=1e-5)
 
 
 # The artifact
@@ -200,14 +199,20 @@ def test_what_is_loaded_is_what_was_saved(tmp_path, trained_policy, tuned, obs):
     torch.testing.assert_close(means(loaded, obs), means(trained_policy, obs), rtol=0, atol=1e-6)
     assert torch.equal(means(loaded, obs), means(load_model(tmp_path / "plain", "policy"), obs))
 
-    tuned.accepted = [obs.instruction[2]]
     loaded = load_model(saved(tmp_path / "adapted", tuned), "policy")
-    assert isinstance(loaded, AdaptedPolicy) and loaded.accepted == [obs.instruction[2]] and loaded.settings == tuned.settings
+    assert isinstance(loaded, AdaptedPolicy) and loaded.settings == tuned.settings
     torch.testing.assert_close(means(loaded, obs), means(tuned, obs), rtol=0, atol=1e-6)
     torch.testing.assert_close(loaded.reference_density(obs).mean, means(trained_policy, obs), rtol=0, atol=1e-6)
     np.testing.assert_allclose(loaded.act(obs, explore=False).chunk, tuned.act(obs, explore=False).chunk, atol=1e-6)
     again = load_model(saved(tmp_path / "again", loaded), "policy")
     assert torch.equal(means(again, obs), means(loaded, obs))
+
+
+def test_a_chosen_policy_is_loaded_as_it_was_saved(tmp_path, chosen, obs):
+    loaded = load_model(saved(tmp_path / "chosen", chosen), "policy")
+    assert isinstance(loaded, ChosenPolicy) and (loaded.choice, loaded.default) == (chosen.choice, "start") and not loaded.training
+    assert [type(member) for member in loaded.members.values()] == [CompactPolicy, AdaptedPolicy]
+    np.testing.assert_allclose(loaded.act(obs, explore=False).chunk, chosen.act(obs, explore=False).chunk, atol=1e-6)
 
 
 def test_a_damaged_or_foreign_artifact_is_told(tmp_path, trained_policy):
@@ -270,8 +275,8 @@ def test_the_scale_head_fits_alone(policy, demonstrations):
     def likelihood():
         everything = observation_of(samples)
         density = policy.density(everything)
-        noise = torch.zeros(len(samples), 1, 4)
-        return (density.log_prob(torch.from_numpy(samples.actions), noise).detach().numpy() * samples.mask).mean()
+        density.shared = 0.0  # demonstrations are no samples of the policy: each step's own Laplace is fitted
+        return (density.log_prob(torch.from_numpy(samples.actions)).detach().numpy() * samples.mask).mean()
 
     before, weights = likelihood(), copy.deepcopy(policy.state_dict())
     fit_scale(policy, samples, config, np.random.default_rng(0))

@@ -15,11 +15,13 @@ from worldenv_cli.policies.lora import AdaptedPolicy, LoraSettings
 from worldenv_cli.policies.observation import Observation
 from worldenv_cli.policies.sft import ChunkSamples
 from worldenv_cli.post_train import loop
+from worldenv_cli.post_train.acceptance import choose
+from worldenv_cli.post_train.filtered import successes
 from worldenv_cli.post_train.gate import GateConfig, errors_on, gate, judged
 from worldenv_cli.post_train.loop import StartPool, UpdatesConfig, chunk_kl, run_updates
 from worldenv_cli.post_train.objective import clipped_objective, leave_one_out
 from worldenv_cli.post_train.rollouts import imagine
-from worldenv_cli.post_train.rounds import accept, closed_observations, imagined_success, successes
+from worldenv_cli.post_train.rounds import closed_observations, imagined_success
 from worldenv_cli.post_train.starts import history_until, start_pool
 from worldenv_cli.reflector.calibration import Scored
 from worldenv_cli.simulator.simulator import Simulator
@@ -135,12 +137,11 @@ def test_gate_row_by_row():
     assert "no unseen" in rows[0]["reason"] and "no AUC" in rows[2]["reason"]
 
 
-def test_acceptance_is_by_task_and_ties_go_to_the_tuned_policy():
-    def counts(**found):
-        return {task: {"successes": n, "n": 5} for task, n in found.items()}
-
-    assert accept(counts(a=2, b=3, c=1), counts(a=3, b=2, c=1), ["a", "b", "c"]) == ["a", "c"]
-    assert accept(counts(a=2, b=3), counts(a=3, b=4), ["b"]) == ["b"]  # what was not trained is not used
+def test_the_candidate_with_the_most_successes_is_chosen_and_of_equals_the_last():
+    found = {"sft": (2, 3, 1), "start": (3, 2, 1), "tuned": (3, 1, 0)}
+    counts = {name: {task: {"successes": n, "n": 5} for task, n in zip("abc", numbers)} for name, numbers in found.items()}
+    assert [choose(counts, task, ["sft", "start", "tuned"]) for task in "abc"] == ["tuned", "sft", "start"]
+    assert [choose(counts, task, ["sft", "start"]) for task in "abc"] == ["start", "sft", "start"]  # a task that was closed
 
 
 def episode(steps, reached=None, task="up", size=32, seed=0):
@@ -291,7 +292,7 @@ def test_an_update_makes_what_was_better_likelier(untrained, monkeypatch):
     advantage = leave_one_out(rollouts.reward, rollouts.group)[rollouts.episode]
     assert advantage.std() > 1e-3
     with torch.no_grad():
-        now = policy.log_prob(rollouts.observation, rollouts.chunk, rollouts.trace).numpy()
+        now = policy.log_prob(rollouts.observation, rollouts.chunk).numpy()
     assert (advantage[:, None] * (now - rollouts.log_prob))[rollouts.played].mean() > 0
     assert result["history"][0]["ratio_max"] == pytest.approx(1, abs=1e-3)  # the first step was taken from the policy that acted
 

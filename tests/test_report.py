@@ -147,8 +147,8 @@ def full_report() -> dict:
                 "stopped_because": "the probe fell on push-v3",
                 "probe": rates(**{"push-v3": (9, 20), "drawer-open-v3": (13, 20)}),
                 "acceptance": {
-                    "push-v3": {"start": [7, 20], "tuned": [9, 20], "used": "tuned"},
-                    "drawer-open-v3": {"start": [13, 20], "tuned": [11, 20], "used": "start"},
+                    "push-v3": {"sft": [6, 20], "start": [7, 20], "tuned": [9, 20], "used": "tuned"},
+                    "drawer-open-v3": {"sft": [12, 20], "start": [13, 20], "tuned": [11, 20], "used": "start"},
                 },
             },
             {"round": 1, "updates": 12, "stopped_because": "end of budget"},

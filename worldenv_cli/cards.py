@@ -48,6 +48,29 @@ def policy(what: str, episodes: Sequence[Episode], model) -> str:
     )
 
 
+def chosen_policy(what: str, model, choice: dict[str, str]) -> str:
+    """choice: {task: member}."""
+    members = {name: sum(p.numel() for p in member.parameters()) for name, member in model.members.items()}
+    return "\n".join(
+        [
+            f"# Policy, {what}",
+            "",
+            "Several policies as one; real episodes chose for each task: "
+            + ", ".join(f"{name} ({size:,} parameters)" for name, size in members.items())
+            + f". Wording that is not below gets {model.default}.",
+            "",
+            "| task | instruction | policy |",
+            "|---|---|---|",
+            *(f"| {task} | {instruction} | {choice[task]} |" for task, instruction in zip(choice, model.choice)),
+            "",
+            "```python",
+            "from worldenv_cli.models import load_model",
+            'policy = load_model("this/folder", "policy")',
+            "```",
+        ]
+    )
+
+
 def simulator(model, measured: dict) -> str:
     horizon = measured["horizon"]
     rows = [

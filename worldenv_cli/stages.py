@@ -203,7 +203,7 @@ def estimate(run: Run) -> None:
         "demonstrations": recipe.ingest.demos_per_task,
         "exploration": recipe.explore.episodes + recipe.explore.held_out,
         "probes": (config.rounds - 1) * config.probe,
-        "acceptance": (3 if config.control else 2) * config.validation,
+        "acceptance": (4 if config.control else 3) * config.validation,
     }
     for name, episodes in real.items():
         say(f"{name}: {episodes * tasks} real episodes, at most {episodes * tasks * recipe.env.horizon:,} environment steps")

@@ -19,9 +19,10 @@ def rounds(all_rounds: list[dict]) -> list[Table]:
     tables = [Table("Rounds", ["round", "updates", *(f"probe: {task}" for task in tasks), "stopped because"], rows, note)]
     accepted = [(row["round"], task, value) for row in all_rounds for task, value in row.get("acceptance", {}).items()]
     if accepted:
-        rows = [[str(r), task, rate_of(v.get("start")), rate_of(v.get("tuned")), v.get("used", NOTHING)] for r, task, v in accepted]
-        note = "Real episodes decide, task by task, whether the tuned policy is used or the one the round started from."
-        tables.append(Table("Acceptance", ["round", "task", "start", "tuned", "used"], rows, note))
+        names = ("sft", "start", "tuned")
+        rows = [[str(r), task, *(rate_of(v.get(name)) for name in names), v.get("used", NOTHING)] for r, task, v in accepted]
+        note = "Real episodes decide, task by task, which policy is used: the fine-tuned one, the one the round started from, or the tuned one."
+        tables.append(Table("Acceptance", ["round", "task", *names, "used"], rows, note))
     return tables
 
 

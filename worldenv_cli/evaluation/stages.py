@@ -7,8 +7,8 @@ from ..atomic import read_json, write_json
 from ..data.dataset import read_description
 from ..envs.starts import starts
 from ..pipeline import Run
+from ..post_train.lineage import all_real_data, models_of, read_gate, read_updates, real_data
 from ..post_train.rounds import imagined_success
-from ..post_train.stages import all_real_data, models_of, read_gate, read_updates, real_data
 from ..post_train.starts import reset_frames, start_pool
 from ..progress import say
 from ..recipe import resolved_yaml
@@ -201,8 +201,7 @@ def _round(run: Run, result: dict, accepted: dict | None) -> dict:
     row = {"round": number, "updates": result["updates"], "stopped_because": result["stopped_because"], "probe": shown}
     if accepted and accepted["counts"]:
         row["acceptance"] = {
-            task: {label: [accepted["counts"][label][task]["successes"], accepted["counts"][label][task]["n"]] for label in ("start", "tuned")}
-            | {"used": "tuned" if task in accepted["accepted"] else "start"}
-            for task in run.recipe.env.tasks
+            task: {name: [counts[task]["successes"], counts[task]["n"]] for name, counts in accepted["counts"].items()} | {"used": used}
+            for task, used in accepted["choice"].items()
         }
     return row

@@ -40,11 +40,10 @@ class CompactPolicyConfig(Config):
 
 @dataclass
 class Act:
-    """What `act` did: the chunk before clipping, its log density for each step, and what is needed to score it again."""
+    """What `act` did: the chunk before clipping, and its log density for each step."""
 
     chunk: np.ndarray  # (B, T, A) float32
     log_prob: np.ndarray  # (B, T) float32
-    trace: dict[str, np.ndarray]  # {"shared_noise": (B, 1, A)}
 
 
 class CompactPolicy(nn.Module):
@@ -88,14 +87,13 @@ class CompactPolicy(nn.Module):
         if scale is not None:
             density.scale = torch.as_tensor(scale, dtype=torch.float32, device=self.device)[:, None, None].expand_as(density.mean)
         if not explore:
-            shared = torch.zeros_like(density.mean[:, :1])
-            return Act(density.mean.cpu().numpy(), np.zeros(density.mean.shape[:2], np.float32), {"shared_noise": shared.cpu().numpy()})
-        chunk, shared = density.sample(generator)
-        return Act(chunk.cpu().numpy(), density.log_prob(chunk, shared).cpu().numpy(), {"shared_noise": shared.cpu().numpy()})
+            return Act(density.mean.cpu().numpy(), np.zeros(density.mean.shape[:2], np.float32))
+        chunk = density.sample(generator)
+        return Act(chunk.cpu().numpy(), density.log_prob(chunk).cpu().numpy())
 
-    def log_prob(self, obs: Observation, chunk: np.ndarray, trace: dict[str, np.ndarray]) -> Tensor:
+    def log_prob(self, obs: Observation, chunk: np.ndarray) -> Tensor:
         """(B, T) differentiable log density of what `act` sampled."""
-        return self.density(obs).log_prob(torch.from_numpy(chunk).to(self.device), torch.from_numpy(trace["shared_noise"]).to(self.device))
+        return self.density(obs).log_prob(torch.from_numpy(chunk).to(self.device))
 
 
 class Backbone(nn.Module):

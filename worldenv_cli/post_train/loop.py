@@ -166,9 +166,9 @@ def _gradient_steps(policy, rollouts: Rollouts, advantage, closed, successes, op
         for rows in np.array_split(order, max(round(decisions / config.minibatch), 1)):
             observation = rollouts.observation.rows(rows)
             density = policy.density(observation)
-            sampled = (rollouts.chunk, rollouts.trace["shared_noise"], rollouts.log_prob, rollouts.played)
-            chunk, trace, old, played = (torch.from_numpy(values[rows]).to(policy.device) for values in sampled)
-            log_prob = density.log_prob(chunk, trace)
+            sampled = (rollouts.chunk, rollouts.log_prob, rollouts.played)
+            chunk, old, played = (torch.from_numpy(values[rows]).to(policy.device) for values in sampled)
+            log_prob = density.log_prob(chunk)
             loss, step = clipped_objective(log_prob, old, per_decision[rows], played, config.clip)
             anchor = l1_loss(policy.policy, successes, rng.integers(0, len(successes), 64), sft, rng) if config.anchor else torch.zeros(())
             held = _held(policy, closed, rng) if closed is not None and config.hold else torch.zeros(())

@@ -17,7 +17,6 @@ class Rollouts:
     observation: Observation  # N rows
     chunk: np.ndarray  # (N, T, A) as sampled, before clipping
     log_prob: np.ndarray  # (N, T) when sampled
-    trace: dict[str, np.ndarray]  # (N, ...)
     played: np.ndarray  # (N, T) bool: steps up to the one that ended the episode
     episode: np.ndarray  # (N,) which of the E episodes
     reward: np.ndarray  # (E,) in [0, 1]
@@ -49,7 +48,7 @@ def _imagine_batch(env: WorldEnv, policy, histories, group_size, generator, expl
         chunks[alive] = np.clip(act.chunk, -1, 1)
         observation, rewards, terminated, truncated, info = env.step(chunks)
         rows = np.flatnonzero(alive)
-        decisions.append((seen, act.chunk, act.log_prob, act.trace, info["played"][rows], rows))
+        decisions.append((seen, act.chunk, act.log_prob, info["played"][rows], rows))
         over = terminated | truncated
         reward[over[:episodes]] = rewards[over]
         stopped |= terminated[:episodes]
@@ -58,9 +57,8 @@ def _imagine_batch(env: WorldEnv, policy, histories, group_size, generator, expl
         observation=_stacked([d[0] for d in decisions]),
         chunk=np.concatenate([d[1] for d in decisions]),
         log_prob=np.concatenate([d[2] for d in decisions]),
-        trace={name: np.concatenate([d[3][name] for d in decisions]) for name in decisions[0][3]},
-        played=np.concatenate([d[4] for d in decisions]),
-        episode=np.concatenate([d[5] for d in decisions]),
+        played=np.concatenate([d[3] for d in decisions]),
+        episode=np.concatenate([d[4] for d in decisions]),
         reward=reward,
         stopped=stopped,
         group=np.repeat(np.arange(len(histories)), group_size),
@@ -87,7 +85,6 @@ def _joined(parts: list[Rollouts]) -> Rollouts:
         observation=_stacked([part.observation for part in parts]),
         chunk=np.concatenate([part.chunk for part in parts]),
         log_prob=np.concatenate([part.log_prob for part in parts]),
-        trace={name: np.concatenate([part.trace[name] for part in parts]) for name in parts[0].trace},
         played=np.concatenate([part.played for part in parts]),
         episode=np.concatenate([part.episode + offset for part, offset in zip(parts, episodes)]),
         reward=np.concatenate([part.reward for part in parts]),

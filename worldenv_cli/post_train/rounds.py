@@ -1,4 +1,4 @@
-"""Post-training in rounds: start policy, gate, updates, a counted probe, refreshed models; and at the end a counted acceptance test."""
+"""Post-training in rounds: its settings, what the models make of a policy, and what must not move."""
 
 import zlib
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ class PostTrainConfig(Config):
     probe: int = Field(20, ge=0, description="real episodes of each task between two rounds, counted; 0: fully offline, the paper's setting")
     probe_noise: tuple[float, ...] = (0.0, 0.08)
     resets: int = Field(60, ge=0, description="extra first frames of each task: a reset each, no environment step")
-    validation: int = Field(25, ge=0, description="real starts of each task on which the tuned policy must not be worse; 0: it is used everywhere")
+    validation: int = Field(25, ge=0, description="real starts of each task, to choose SFT, start or tuned; 0: no test, open tasks are tuned")
     lora: LoraSettings = LoraSettings()
     gate: GateConfig = GateConfig()
     updates: UpdatesConfig = UpdatesConfig()
@@ -37,11 +37,6 @@ class PostTrainConfig(Config):
     )
     refresh_reflector: CalibrateConfig = CalibrateConfig(training=TrainingConfig(steps=150, batch=32, learning_rate=5e-4, weight_decay=0.05))
     control: bool = Field(True, description="also run the last round with its advantages set to zero")
-
-
-def successes(episodes: Sequence[Episode]) -> list[Episode]:
-    """What filtered behaviour cloning keeps."""
-    return [episode for episode in episodes if episode.success[-1]]
 
 
 def imagined_success(policy, env: WorldEnv, pool: StartPool, tasks: Sequence[str], count: int, seed: int) -> dict[str, float]:
@@ -64,8 +59,3 @@ def closed_observations(episodes: Sequence[Episode], tasks: Sequence[str], camer
     frames = np.concatenate([episode.frames[camera][:-1:3] for episode in mine])
     states = np.concatenate([episode.states[:-1:3] for episode in mine])
     return Observation({camera: frames}, states, [e.instruction for e in mine for _ in range(len(e.states[:-1:3]))])
-
-
-def accept(start: dict[str, dict], tuned: dict[str, dict], open_tasks: Sequence[str]) -> list[str]:
-    """Tasks on which the tuned policy had no fewer successes than the starting one on the same validation starts, of those that were trained."""
-    return [task for task in open_tasks if tuned[task]["successes"] >= start[task]["successes"]]

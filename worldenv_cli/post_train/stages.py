@@ -1,12 +1,10 @@
-"""Post-training as artifacts: every round's start, models, gate, tuned policy and probe; then the acceptance test, the rival and the control.
+"""Post-training as artifacts: every round's start, models, gate, tuned policy and probe; what comes after the last one is in acceptance.py.
 
 rounds/1/start  = fine-tuned policy + successes of the exploration (filtered behaviour cloning)
 rounds/1/gate   = which tasks both models can be trusted with, and what they make of the start
 rounds/1/tuned  = rounds/1/start, updated in the simulator                     -> rounds/1/probe, real episodes of it
 rounds/2/start  = rounds/1/start + successes of the probe; simulator and reflector refreshed with the probe; and so on
-post-trained    = the last tuned policy on the tasks that pass the acceptance test, its start elsewhere
-rival           = the last start + successes of everything real that post-training has seen: filtered BC on the same data
-control         = the last round and its acceptance test again, with all advantages at zero
+rounds/2/control = as rounds/2/tuned, with all advantages at zero
 """
 
 from functools import lru_cache
@@ -14,25 +12,27 @@ from functools import lru_cache
 import torch
 
 from .. import cards
-from ..artifacts import load_config, write_artifact
-from ..atomic import read_json, write_json
+from ..artifacts import write_artifact
+from ..atomic import write_json
 from ..data.dataset import Episode
 from ..data.explore import of_split
 from ..envs.starts import starts
-from ..evaluation.protocol import by_task, outcomes
 from ..models import save_model
 from ..pipeline import Run
 from ..policies.lora import AdaptedPolicy
-from ..policies.sft import ChunkSamples, fine_tune
+from ..policies.sft import ChunkSamples
 from ..progress import say
 from ..rollout import environment_steps, play
 from ..simulator.simulator import History
 from ..simulator.train import train_simulator
 from ..stages import make_reflector, needs, save_dataset
 from ..world_env import WorldEnv
+from .acceptance import accepted, play_test, rival
+from .filtered import clone_on_successes, successes
 from .gate import errors_on, gate, score_both
+from .lineage import candidates, models_of, read_gate, real_data, start_of
 from .loop import StartPool, UpdatesConfig, run_updates
-from .rounds import accept, closed_observations, imagined_success, successes
+from .rounds import closed_observations, imagined_success
 from .starts import reset_frames, start_pool
 
 MEASURED_EPISODES = 48  # imagined, of each task: where a start stands, and how far updates have moved it
@@ -42,53 +42,21 @@ PROBE_SPLITS = ("train", "train", "calibration", "held-out")
 def post_train(run: Run) -> None:
     config = run.recipe.post_train
     for number in range(1, config.rounds + 1):
-        _start(run, number)
+        clone_on_successes(run, start_of(number), "sft" if number == 1 else start_of(number - 1), real_data(run, number))
         if number > 1:
             _refresh(run, number)
         _gate(run, number)
         _tuned(run, number, "tuned", config.updates)
         if config.probe and number < config.rounds:
             _probe(run, number)
-    if config.validation:
-        _acceptance_test(run, "acceptance/start", f"rounds/{config.rounds}/start")
+    for candidate, policy in candidates(run, "tuned").items():
+        play_test(run, candidate, policy)
     accepted(run, "post-trained", "tuned")
-    _clone_on_successes(run, "rival", f"rounds/{config.rounds}/start", all_real_data(run, "tuned"))
+    rival(run)
     if config.control:
         _tuned(run, config.rounds, "control", config.updates.model_copy(update={"advantage_scale": 0.0}))
+        play_test(run, "control", candidates(run, "control")["control"])
         accepted(run, "control", "control")
-
-
-def real_data(run: Run, number: int) -> list[str]:
-    """Names of the datasets that are there when round `number` begins."""
-    return ["demonstrations", "exploration"] + ([f"rounds/{n}/probe" for n in range(1, number)] if run.recipe.post_train.probe else [])
-
-
-def all_real_data(run: Run, kind: str) -> list[str]:
-    """All that a policy of the last round (`tuned` or `control`) has cost: its acceptance test included."""
-    config = run.recipe.post_train
-    return real_data(run, config.rounds) + (["acceptance/start", f"acceptance/{kind}"] if config.validation else [])
-
-
-def models_of(number: int) -> tuple[str, str]:
-    """(simulator, reflector) of a round."""
-    return ("simulator", "reflector") if number == 1 else (f"rounds/{number}/simulator", f"rounds/{number}/reflector")
-
-
-def _clone_on_successes(run: Run, name: str, start: str, datasets: list[str]) -> None:
-    """Filtered behaviour cloning: `start` trained on with the successes of `datasets`."""
-
-    def make(folder, provenance):
-        policy = run.model(start, "policy")
-        kept = successes([episode for dataset in datasets for episode in run.episodes(dataset)])
-        part = {"checkpoint": run.checkpoint(name), "metrics": run.metrics(name)}
-        fine_tune(policy, kept, run.recipe.post_train.filter, seed=run.recipe.seed + 1, **part)
-        save_model(folder, "policy", policy, provenance, cards.policy("fine-tuned on demonstrations and successful rollouts", kept, policy))
-
-    run.artifact(name, {"filter": run.settings("post_train")["post_train"]["filter"], "seed": run.recipe.seed}, needs(start, *datasets), make)
-
-
-def _start(run: Run, number: int) -> None:
-    _clone_on_successes(run, f"rounds/{number}/start", "sft" if number == 1 else f"rounds/{number - 1}/start", real_data(run, number))
 
 
 def _refresh(run: Run, number: int) -> None:
@@ -131,14 +99,14 @@ def _gate(run: Run, number: int) -> None:
         table = gate(real, imagined, threshold, list(recipe.env.tasks), config.gate)
         open_tasks = [row["task"] for row in table if row["open"]]
         say(f"open tasks: {', '.join(open_tasks) or 'none'}" + "".join(f"; {r['task']} closed, {r['reason']}" for r in table if not r["open"]))
-        start = run.model(f"rounds/{number}/start", "policy")
+        start = run.model(start_of(number), "policy")
         baseline = imagined_success(start, env, pool, open_tasks, MEASURED_EPISODES, recipe.seed)
         errors = errors_on(open_tasks, {"real": real, "imagined": imagined}, threshold)
         found = {"round": number, "table": table, "open_tasks": open_tasks, "baseline": baseline, "errors": errors}
         write_artifact(folder, "gate", found, None, provenance, cards.gate(number, table))
 
     chosen = run.settings("env", "world_env") | {"gate": config.gate.model_dump(mode="json"), "resets": config.resets}
-    run.artifact(name, chosen, needs(f"rounds/{number}/start", *models_of(number), *datasets), make)
+    run.artifact(name, chosen, needs(start_of(number), *models_of(number), *datasets), make)
 
 
 def _explored(run: Run, datasets: list[str]) -> list[Episode]:
@@ -169,7 +137,7 @@ def _tuned(run: Run, number: int, kind: str, updates: UpdatesConfig) -> None:
     def make(folder, provenance):
         gated = read_gate(run, number)
         torch.manual_seed(recipe.seed)
-        policy = AdaptedPolicy(run.model(f"rounds/{number}/start", "policy"), config.lora).to(run.device)
+        policy = AdaptedPolicy(run.model(start_of(number), "policy"), config.lora).to(run.device)
         kept = successes([episode for dataset in datasets for episode in run.episodes(dataset)])
         result = {"updates": 0, "stopped_because": "no open task", "capped": [], "checked": [], "history": []}
         if gated["open_tasks"]:
@@ -196,7 +164,7 @@ def _tuned(run: Run, number: int, kind: str, updates: UpdatesConfig) -> None:
     chosen = run.settings("post_train", "world_env", "env")
     relevant = {key: chosen["post_train"][key] for key in ("resets", "lora", "filter")} | {"updates": updates.model_dump(mode="json")}
     relevant |= {key: chosen[key] for key in ("world_env", "env", "seed")}
-    run.artifact(name, relevant, needs(f"rounds/{number}/start", f"rounds/{number}/gate", *models_of(number), *datasets), make)
+    run.artifact(name, relevant, needs(start_of(number), f"rounds/{number}/gate", *models_of(number), *datasets), make)
 
 
 def _probe(run: Run, number: int) -> None:
@@ -221,49 +189,3 @@ def _probe(run: Run, number: int) -> None:
         save_dataset(run, folder, episodes, provenance, f"probe of the policy of round {number}", environment_steps(episodes))
 
     run.artifact(name, {"probe": config.probe, "noise": config.probe_noise, **run.settings("env")}, needs(tuned), make)
-
-
-def accepted(run: Run, name: str, kind: str) -> None:
-    """The last round's policy after its acceptance test: played on validation starts beside the start, and used where it is not worse."""
-    recipe, config = run.recipe, run.recipe.post_train
-    tuned = f"rounds/{config.rounds}/{kind}"
-    tests = {"start": "acceptance/start", "tuned": f"acceptance/{kind}"} if config.validation else {}
-    if tests:
-        _acceptance_test(run, tests["tuned"], tuned)
-
-    def make(folder, provenance):
-        policy, counts = run.model(tuned, "policy"), None
-        used = read_gate(run, config.rounds)["open_tasks"]
-        if tests:
-            counts = {}
-            for label, dataset in tests.items():
-                episodes = run.episodes(dataset)
-                counts[label] = by_task([episode.info["task"] for episode in episodes], outcomes(episodes))
-            used = accept(counts["start"], counts["tuned"], used)
-        policy.accepted = [recipe.env.tasks[task] for task in used]
-        write_json(folder / "acceptance.json", {"accepted": used, "counts": counts})
-        say(f"{name}: tuned weights are used for {', '.join(used) or 'no task'}")
-        save_model(folder, "policy", policy, provenance, cards.policy("post-trained in imagination", [], policy.policy))
-
-    run.artifact(name, {"tasks": recipe.env.tasks}, needs(tuned, f"rounds/{config.rounds}/gate", *tests.values()), make)
-
-
-def _acceptance_test(run: Run, name: str, policy: str) -> None:
-    recipe = run.recipe
-
-    def make(folder, provenance):
-        chosen = starts("validation", recipe.env.tasks, recipe.post_train.validation, run_seed=recipe.seed)
-        episodes = play(run.env(), chosen, run.model(policy, "policy"), description=f"acceptance test: {policy}", keep=run.kept(name))
-        save_dataset(run, folder, episodes, provenance, f"acceptance test of {policy}", environment_steps(episodes))
-
-    run.artifact(name, {"validation": recipe.post_train.validation, **run.settings("env")}, needs(policy), make)
-
-
-def read_gate(run: Run, number: int) -> dict:
-    """{"round", "table": one row for each task, "open_tasks", "baseline": {open task: imagined success of the start}, "errors"}."""
-    return load_config(run.path(f"rounds/{number}/gate"), "gate")
-
-
-def read_updates(run: Run, number: int) -> dict:
-    """{"round", "updates", "stopped_because", "capped", "checked", "history": figures of every update}."""
-    return read_json(run.path(f"rounds/{number}/tuned/round.json"))

@@ -1,0 +1,28 @@
+"""Filtered behaviour cloning: a policy trained on with what succeeded. Every round begins with it, and it is the rival that RL has to beat."""
+
+from collections.abc import Sequence
+
+from .. import cards
+from ..data.dataset import Episode
+from ..models import save_model
+from ..pipeline import Run
+from ..policies.sft import fine_tune
+from ..stages import needs
+
+
+def successes(episodes: Sequence[Episode]) -> list[Episode]:
+    """What filtered behaviour cloning keeps."""
+    return [episode for episode in episodes if episode.success[-1]]
+
+
+def clone_on_successes(run: Run, name: str, start: str, datasets: list[str]) -> None:
+    """The artifact `name`: `start` trained on with the successes of `datasets`."""
+
+    def make(folder, provenance):
+        policy = run.model(start, "policy")
+        kept = successes([episode for dataset in datasets for episode in run.episodes(dataset)])
+        part = {"checkpoint": run.checkpoint(name), "metrics": run.metrics(name)}
+        fine_tune(policy, kept, run.recipe.post_train.filter, seed=run.recipe.seed + 1, **part)
+        save_model(folder, "policy", policy, provenance, cards.policy("fine-tuned on demonstrations and successful rollouts", kept, policy))
+
+    run.artifact(name, {"filter": run.settings("post_train")["post_train"]["filter"], "seed": run.recipe.seed}, needs(start, *datasets), make)
