@@ -46,7 +46,7 @@ def train(
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
     average = [p.detach().clone() for p in parameters]
-    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.95))
+    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.95), fused=True)
     carried = carried or {}
     first = _resume(parameters, average, optimizer, carried, checkpoint)
     with track(description, total=config.steps, unit="steps", done=first) as bar:

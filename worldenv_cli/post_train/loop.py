@@ -30,7 +30,7 @@ class UpdatesConfig(Config):
     head_rate: float = Field(5e-5, gt=0, description="learning rate of the heads")
     epochs: int = Field(1, ge=1, description="passes over an update's decisions")
     minibatch: int = Field(256, ge=1, description="decisions in a gradient step")
-    anchor: float = Field(0.1, ge=0, description="weight of the SFT loss on real successes")
+    anchor: float = Field(0.3, ge=0, description="weight of the SFT loss on real successes")
     hold: float = Field(1.0, ge=0, description="weight of KL(start || tuned) on real frames of closed tasks")
     gain_cap: float = Field(0.12, gt=0, description="a task's imagined success may rise by this much in a round, then its groups stop")
     kl_budget: float = Field(4.0, gt=0, description="mean KL(start || tuned) of a chunk on imagined frames, nats; a round ends when it is spent")

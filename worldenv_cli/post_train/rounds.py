@@ -30,12 +30,12 @@ class PostTrainConfig(Config):
     lora: LoraSettings = LoraSettings()
     gate: GateConfig = GateConfig()
     updates: UpdatesConfig = UpdatesConfig()
-    filter: SFTConfig = SFTConfig(steps=300, learning_rate=5e-4, scale_steps=60)
+    filter: SFTConfig = SFTConfig(steps=200, learning_rate=5e-4, scale_steps=60)
     refresh_simulator: SimulateConfig = SimulateConfig(
         proprioception=TrainingConfig(steps=100, batch=64, learning_rate=1e-3, weight_decay=0.0),
-        video=TrainingConfig(steps=150, batch=24, learning_rate=7e-4, weight_decay=0.01, average=0.99),
+        video=TrainingConfig(steps=110, batch=24, learning_rate=7e-4, weight_decay=0.01, average=0.99),
     )
-    refresh_reflector: CalibrateConfig = CalibrateConfig(training=TrainingConfig(steps=150, batch=32, learning_rate=5e-4, weight_decay=0.05))
+    refresh_reflector: CalibrateConfig = CalibrateConfig(training=TrainingConfig(steps=110, batch=32, learning_rate=5e-4, weight_decay=0.05))
     control: bool = Field(True, description="also run the last round with its advantages set to zero")
 
 
