@@ -1,7 +1,6 @@
 import json
 import shutil
 
-import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -19,7 +18,6 @@ from worldenv_cli.artifacts import (
     make_provenance,
     optimizer_tensors,
     package_versions,
-    resolve,
     rng_state,
     save_artifact,
     set_rng_state,
@@ -158,30 +156,6 @@ def test_package_versions():
     versions = package_versions()
     assert versions["worldenv"] == __version__ and versions["numpy"] == np.__version__
     assert {"python", "torch", "transformers", "gymnasium"} <= versions.keys()
-
-
-def test_resolve(tmp_path, monkeypatch):
-    assert resolve(tmp_path) == tmp_path
-    for wrong in (str(tmp_path / "none"), "none", "a/b/c", "./runs/policy", "owner/name@"):
-        with pytest.raises(UserError, match=r"does not exist: expected a folder or a Hub reference owner/name\[@revision\]"):
-            resolve(wrong)
-    asked = []
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **options: asked.append((name, options)) or str(tmp_path))
-    assert resolve("owner/name-1.2") == tmp_path
-    resolve("owner/name@refs/pr/1", repo_type="dataset")
-    assert asked == [
-        ("owner/name-1.2", {"revision": None, "repo_type": "model"}),
-        ("owner/name", {"revision": "refs/pr/1", "repo_type": "dataset"}),
-    ]
-
-
-def test_resolve_without_the_hub(monkeypatch):
-    def offline(*_, **__):
-        raise huggingface_hub.errors.LocalEntryNotFoundError("Cannot find the snapshot.\nMore lines")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
-    with pytest.raises(UserError, match=r"^owner/name: no such folder here, and not to be had from the Hub \(Cannot find the snapshot\.\)"):
-        resolve("owner/name")
 
 
 def test_checkpoint_keeps_two(tmp_path):

@@ -140,6 +140,14 @@ def test_report_has_every_arm(finished, report):
     assert report["wall_seconds"].keys() >= {"demonstrations", "sft", "exploration", "simulator", "reflector", "rounds/2/tuned", "eval/sft"}
 
 
+def test_a_run_has_a_card_with_what_was_measured(finished, report):
+    card = (finished.folder / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: worldenv\npipeline_tag: robotics\n")
+    for row in report["arms"]:
+        assert f"| {row['name']} |" in card and f"{row['pooled']['successes']} of {row['pooled']['n']} [" in card
+    assert all(f"| {found['b']} − {found['a']} |" in card for found in report["comparisons"]) and str(finished.folder) not in card
+
+
 def test_report_and_videos_are_there(finished, report):
     import av
 

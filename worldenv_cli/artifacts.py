@@ -3,7 +3,6 @@
 import hashlib
 import json
 import platform
-import re
 import shutil
 import warnings
 from importlib import metadata
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import __version__
-from .atomic import disk_full_told, is_disk_full, read_json, read_tensors, recover, staged, sweep, write_json, write_tensors
+from .atomic import read_json, read_tensors, recover, staged, sweep, write_json, write_tensors
 from .errors import UserError
 
 if TYPE_CHECKING:
@@ -21,17 +20,25 @@ if TYPE_CHECKING:
 TENSORS = "model.safetensors"
 PACKAGES = ("torch", "transformers", "diffusers", "peft", "datasets", "numpy", "mujoco", "metaworld", "gymnasium")
 FORMAT = ".".join(__version__.split(".")[:2])  # artifacts of another major or minor version are refused
-HUB_REFERENCE = re.compile(r"(?P<repository>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w./-]+))?")
 
 
 def write_artifact(folder: Path, kind: str, config: dict, tensors: "dict[str, torch.Tensor] | None", provenance: dict, card: str) -> None:
     """Write an artifact's own files into a folder that may hold others (a dataset's); inside `staged`, for it to appear whole."""
     write_json(folder / "config.json", {**config, "kind": kind, "worldenv_version": __version__})
     write_json(folder / "provenance.json", provenance)
-    front_matter = f"---\nlibrary_name: worldenv\ntags:\n- worldenv\n- robotics\n- {kind}\n---\n\n"
-    (folder / "README.md").write_text(front_matter + card.strip() + "\n", encoding="utf-8")
+    write_card(folder, kind, card)
     if tensors is not None:
         write_tensors(folder / TENSORS, tensors)
+
+
+def write_card(folder: Path, kind: str, card: str) -> None:
+    """README.md with the front matter that the Hub reads; a dataset's says where its tables lie and that lerobot opens it."""
+    if kind == "dataset":
+        known = ["task_categories:", "- robotics", "tags:", "- LeRobot", "- worldenv"]
+        known += ["configs:", "- config_name: default", "  data_files: data/*/*.parquet"]
+    else:
+        known = ["library_name: worldenv", "pipeline_tag: robotics", "tags:", "- worldenv", "- robotics", f"- {kind}"]
+    (folder / "README.md").write_text("\n".join(["---", *known, "---", "", card.strip(), ""]), encoding="utf-8")
 
 
 def save_artifact(folder: Path, kind: str, config: dict, tensors: "dict[str, torch.Tensor] | None", provenance: dict, card: str) -> None:
@@ -83,26 +90,6 @@ def load_into(module: "torch.nn.Module", tensors: "dict[str, torch.Tensor]", whe
     if problems:
         raise UserError(f"{where}: its tensors do not fit {type(module).__name__} ({problems}); make it again with this configuration")
     module.load_state_dict(tensors)
-
-
-def resolve(reference: str | Path, repo_type: str = "model") -> Path:
-    """A folder on this machine: the path itself, or a download of the Hub repository `owner/name[@revision]`."""
-    if Path(reference).exists():
-        return Path(reference)
-    match = HUB_REFERENCE.fullmatch(str(reference))
-    if not match:
-        raise UserError(f"{reference} does not exist: expected a folder or a Hub reference owner/name[@revision]; check the path")
-    from huggingface_hub import constants, snapshot_download
-
-    with disk_full_told(Path(constants.HF_HUB_CACHE)):
-        try:
-            return Path(snapshot_download(match["repository"], revision=match["revision"], repo_type=repo_type))
-        except (OSError, ValueError) as error:
-            if is_disk_full(error):
-                raise
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            message = f"{reference}: no such folder here, and not to be had from the Hub ({reason}); check the name and the network"
-            raise UserError(message) from error
 
 
 # Provenance
@@ -220,7 +207,9 @@ def optimizer_tensors(optimizer: "torch.optim.Optimizer") -> "tuple[dict[str, to
 
 
 def load_optimizer(optimizer: "torch.optim.Optimizer", tensors: "dict[str, torch.Tensor]", state: dict) -> None:
-    """The inverse of `optimizer_tensors`."""
+    """The inverse of `optimizer_tensors`. Moments lie in memory as their parameters do (channels last, say): fused steps go by memory."""
+    import torch
+
     values = {int(parameter): dict(others) for parameter, others in state["state"].items()}
     for name, tensor in tensors.items():
         parameter, _, what = name.partition(".")
@@ -229,6 +218,10 @@ def load_optimizer(optimizer: "torch.optim.Optimizer", tensors: "dict[str, torch
         {key: tuple(value) if isinstance(value, list) and key != "params" else value for key, value in group.items()} for group in state["groups"]
     ]
     optimizer.load_state_dict({"state": values, "param_groups": groups})
+    for parameter, found in optimizer.state.items():
+        for name, value in found.items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                found[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def rng_state(generator: "np.random.Generator") -> "tuple[dict[str, torch.Tensor], dict]":

@@ -31,6 +31,26 @@ def _counts(task: str, episodes: Sequence[Episode]) -> str:
     return f"| {task} | {episodes[0].instruction} | {len(episodes)} | {successes} | {length:.1f} |"
 
 
+def ingested(description: dict, episodes: Sequence[tuple[str, int]]) -> str:
+    """episodes: (instruction, actions) of each."""
+    lengths: dict[str, list[int]] = {}
+    for task, length in episodes:
+        lengths.setdefault(task, []).append(length)
+    return "\n".join(
+        [
+            f"# Demonstrations from {', '.join(sorted({source['format'] for source in description['sources']}))}",
+            "",
+            f"LeRobotDataset v3.0, {description['control_hz']} Hz control, {len(episodes)} episodes. Success: {description['success']}.",
+            f"Actions in [-1, 1]: {description['action']['meaning']}.",
+            *(f"Camera {name}: {found['orientation']}." for name, found in description["cameras"].items()),
+            "",
+            "| instruction | episodes | mean control steps |",
+            "|---|---|---|",
+            *(f"| {task} | {len(found)} | {np.mean(found):.1f} |" for task, found in lengths.items()),
+        ]
+    )
+
+
 def policy(what: str, episodes: Sequence[Episode], model) -> str:
     parameters = sum(p.numel() for p in model.parameters())
     return "\n".join(
@@ -124,6 +144,50 @@ def gate(number: int, table: Sequence[dict]) -> str:
             *rows,
         ]
     )
+
+
+def run(report: dict) -> str:
+    """Of a whole run: what was compared, what came out with its intervals, and how to load it. `report` is eval.json."""
+    tasks = list(report["arms"][0]["tasks"])
+    arms = [
+        f"| {arm['name']} | {' | '.join(str(arm['tasks'][task]['successes']) for task in tasks)} | {_interval(arm['pooled'])} | "
+        f"{arm['real_environment_steps']:,} |"
+        for arm in report["arms"]
+    ]
+    differences = [
+        f"| {found['b']} − {found['a']} | {100 * d['estimate']:+.1f} [{100 * d['low']:+.1f}, {100 * d['high']:+.1f}] | {found['mcnemar_p']:.2g} |"
+        for found, d in ((found, found["difference"]) for found in report["comparisons"])
+    ]
+    return "\n".join(
+        [
+            f"# {report['name']}: a policy post-trained in a learned world",
+            "",
+            "A run of worldenv: datasets, policies, world simulators and reflectors in folders of their own, `recipe.yaml` with every setting,",
+            "`eval.json` with the whole protocol and every outcome, `report.html`.",
+            "",
+            f"Successes in {report['protocol'].get('environment', 'the real environment')}, from starts that nothing else has seen:",
+            "",
+            f"| policy | {' | '.join(tasks)} | all, 95 % (Wilson) | real environment steps |",
+            f"|{'---|' * (len(tasks) + 3)}",
+            *arms,
+            "",
+            "| paired difference, points | 95 % (Newcombe) | McNemar p |",
+            "|---|---|---|",
+            *differences,
+            "",
+            "```python",
+            "from worldenv_cli.models import load_model",
+            'policy = load_model("owner/name/post-trained", "policy")',
+            'simulator, reflector = load_model("owner/name/simulator", "simulator"), load_model("owner/name/reflector", "reflector")',
+            "```",
+            "",
+            "Limits: simulated tasks and one policy architecture; the models are trusted only on the tasks that their gate opened.",
+        ]
+    )
+
+
+def _interval(pooled: dict) -> str:
+    return f"{pooled['successes']} of {pooled['n']} [{100 * pooled['low']:.1f}, {100 * pooled['high']:.1f}] %"
 
 
 def _share(value: float | None) -> str:

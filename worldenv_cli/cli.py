@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from . import __version__
+from .errors import UserError
 
 app = typer.Typer(
     help="Post-train a vision-language-action policy inside a learned world: from a few demonstrations, without touching the robot again.",
@@ -34,10 +35,86 @@ def run(recipe: RecipeFile, set: Set = None, out: Out = None, dry_run: DryRun = 
     _run(None, recipe, set, out, dry_run, force, debug)
 
 
+Format = Annotated[str | None, typer.Option("--format", help="lerobot, libero, robomimic or rlds; found out where it is not given.")]
+State = Annotated[str | None, typer.Option(metavar="A,B", help="Names in the source that make up observation.state.")]
+Action = Annotated[str | None, typer.Option(metavar="NAME", help="Name of the action in the source.")]
+Instruction = Annotated[str | None, typer.Option(help="Of every episode, for sources that record none.")]
+FilterKey = Annotated[str | None, typer.Option(help="robomimic: only the demonstrations of this mask.")]
+
+
 @app.command()
-def ingest(recipe: RecipeFile, set: Set = None, out: Out = None, dry_run: DryRun = False, force: Force = False, debug: Debug = False):
-    """Demonstrations -> dataset."""
-    _run(["ingest"], recipe, set, out, dry_run, force, debug)
+def ingest(
+    sources: Annotated[list[str], typer.Argument(metavar="RECIPE|SOURCE...", help="A recipe, or recorded data: files, folders, Hub datasets.")],
+    set: Set = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the run, or of the dataset.", show_default=False)] = None,
+    format: Format = None,
+    demos_per_task: Annotated[int | None, typer.Option(min=1, help="Episodes of each task, drawn by --seed; else all.")] = None,
+    tasks: Annotated[list[str] | None, typer.Option("--task", help="Only this instruction. May be repeated.")] = None,
+    cameras: Annotated[str | None, typer.Option(metavar="OLD=NEW,...", help="Only these cameras, under these names.")] = None,
+    resize: Annotated[str | None, typer.Option(metavar="HxW", help="Size of every picture, in pixels.")] = None,
+    state: State = None,
+    action: Action = None,
+    instruction: Instruction = None,
+    filter_key: FilterKey = None,
+    drop_no_ops: Annotated[bool, typer.Option("--drop-no-ops", help="LIBERO: leave out steps that move nothing.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draw of --demos-per-task.")] = 0,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out and list episodes that cannot be read.")] = False,
+    dry_run: DryRun = False,
+    force: Force = False,
+    debug: Debug = False,
+):
+    """Experts of a recipe, or recorded data -> dataset."""
+    if len(sources) == 1 and _is_recipe(sources[0]):
+        _run(["ingest"], sources[0], set, out, dry_run, force, debug)
+        return
+    with _told(debug):
+        from .data.ingest import Selection, camera_names, ingest_sources, picture_size
+
+        if out is None:
+            raise UserError("--out is missing: expected the folder of the dataset that is made from recorded data")
+        opened = _opened(sources, format, state, action, instruction, filter_key, drop_no_ops)
+        chosen = {"demos_per_task": demos_per_task, "tasks": tasks, "cameras": camera_names(cameras), "resize": picture_size(resize)}
+        ingest_sources(opened, out, Selection(**chosen, seed=seed, skip_bad=skip_bad), dry_run=dry_run, force=force)
+
+
+@app.command()
+def inspect(
+    sources: Annotated[list[str], typer.Argument(metavar="SOURCE...", help="Datasets or recorded data: files, folders, Hub datasets.")],
+    sheet: Annotated[Path | None, typer.Option(metavar="PNG", help="Where to draw pictures of some episodes.")] = None,
+    format: Format = None,
+    state: State = None,
+    action: Action = None,
+    instruction: Instruction = None,
+    filter_key: FilterKey = None,
+    debug: Debug = False,
+):
+    """What is in a dataset, or in recorded data."""
+    with _told(debug):
+        from .data.inspection import inspect_source, print_inspection
+
+        for source in _opened(sources, format, state, action, instruction, filter_key, False):
+            print_inspection(inspect_source(source), sheet)
+
+
+def _is_recipe(name: str) -> bool:
+    from .recipe import SHIPPED
+
+    return name.endswith((".yaml", ".yml")) or (not Path(name).exists() and (SHIPPED / f"{name}.yaml").is_file())
+
+
+def _opened(sources: list[str], format, state, action, instruction, filter_key, drop_no_ops) -> list:
+    """The sources of a command line, listed but not read."""
+    from .data.sources import SourceConfig, open_source
+    from .hub import resolve
+
+    config = SourceConfig(
+        instruction=instruction,
+        filter_key=filter_key,
+        drop_no_ops=drop_no_ops,
+        state=state.split(",") if state else None,
+        action=action,
+    )
+    return [open_source(resolve(source, "dataset"), config, format) for source in sources]
 
 
 @app.command()
@@ -104,6 +181,20 @@ def pool(
         from .evaluation.report import publish
 
         publish(out, pool_runs(runs))
+
+
+@app.command("push-to-hub")
+def push_to_hub(
+    folder: Annotated[Path, typer.Argument(metavar="RUN|ARTIFACT", help="A run's folder, or that of one of its artifacts.")],
+    repository: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Made where it is not there yet.")],
+    public: Annotated[bool, typer.Option("--public", help="A new repository is private without this.")] = False,
+    debug: Debug = False,
+):
+    """A run or artifact -> the Hub, what changed of it."""
+    with _told(debug):
+        from .hub import push
+
+        print(push(folder, repository, public=public))
 
 
 @app.command()

@@ -5,8 +5,9 @@ from pathlib import Path
 from pydantic import ValidationError
 from torch import nn
 
-from .artifacts import load_config, load_into, load_tensors, resolve, write_artifact
+from .artifacts import load_config, load_into, load_tensors, write_artifact
 from .errors import UserError
+from .hub import resolve
 from .policies.chosen import ChosenPolicy
 from .policies.compact import CompactPolicy, CompactPolicyConfig
 from .policies.lora import AdaptedPolicy, LoraSettings
@@ -35,11 +36,13 @@ def _lora(policy: CompactPolicy | AdaptedPolicy) -> dict | None:
 
 
 def load_model(reference: str | Path, kind: str, made_by: str = "make it first"):
-    """The model of an artifact folder or Hub reference, in evaluation mode. A policy with an adapter, or of several members, comes back as such.
+    """The model of an artifact folder, or of a Hub reference given as str `owner/name[/folder][@revision]`, in evaluation mode.
+
+    A policy with an adapter, or of several members, comes back as such.
 
     Raises UserError for a missing folder, another kind or version, a truncated file, unknown settings, missing or unexpected tensors.
     """
-    folder = Path(reference) if Path(reference).exists() else resolve(reference) if "@" in str(reference) else Path(reference)
+    folder = resolve(reference) if isinstance(reference, str) else reference
     found = load_config(folder, kind, made_by)
     config_class, model_class = KINDS[kind]
     try:

@@ -3,7 +3,6 @@
 The files may come from anybody: nothing outside the folder is opened, and a picture is measured before it is decoded.
 """
 
-import io
 import itertools
 import json
 import os
@@ -16,12 +15,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from PIL import Image
 
 from ..errors import UserError
 from .layout import CAMERA, CODEBASE_VERSION, DATA, DESCRIPTION, INFO, TASKS, Episode, check_finite
-
-AGAIN = "copy or download the dataset again"
+from .pictures import AGAIN, decoded
 
 
 def read_dataset(folder: Path | str) -> list[Episode]:
@@ -32,28 +29,28 @@ def read_dataset(folder: Path | str) -> list[Episode]:
     """
     folder = Path(folder)
     info = _read_info(folder)
-    tasks = _read_tasks(folder)
-    rows = [row for path in sorted(folder.glob("meta/episodes/chunk-*/file-*.parquet")) for row in _read_rows(path)]
+    tasks = read_tasks(folder)
+    rows = read_rows(folder)
     if len(rows) != info["total_episodes"]:
         raise UserError(f"{folder}/meta/episodes: {len(rows)} episodes, expected {info['total_episodes']} as {INFO} says; {AGAIN}")
     episodes = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for (chunk, file), group in itertools.groupby(rows, key=lambda row: (row["data/chunk_index"], row["data/file_index"])):
-            path = _data_file(folder, info["data_path"], chunk, file)
+            path = placed(folder, info["data_path"], {"chunk_index": chunk, "file_index": file}, "data_path", DATA)
             episodes.extend(_read_file(path, list(group), info["features"], tasks, pool))
     return episodes
 
 
 def read_description(folder: Path | str) -> dict:
     """What the writer of a dataset said about it (meta/worldenv.json), and what its closing rows are."""
-    return _read_json(Path(folder) / DESCRIPTION, "a dataset written by worldenv has one, any other has to be ingested first")
+    return read_json(Path(folder) / DESCRIPTION, "a dataset written by worldenv has one, any other has to be ingested first")
 
 
 def _read_info(folder: Path) -> dict:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder, expected a dataset; check the path")
     path = folder / INFO
-    info = _read_json(path, "every whole dataset has one; check the path, or write the dataset again if that was cut off")
+    info = read_json(path, "every whole dataset has one; check the path, or write the dataset again if that was cut off")
     version = info.get("codebase_version")
     if version != CODEBASE_VERSION:
         raise UserError(f"{path}: codebase_version is {version!r}, expected {CODEBASE_VERSION!r}; convert the dataset with LeRobot's converter")
@@ -69,7 +66,7 @@ def _read_info(folder: Path) -> dict:
     return info
 
 
-def _read_json(path: Path, advice: str) -> dict:
+def read_json(path: Path, advice: str) -> dict:
     if not path.is_file():
         raise UserError(f"{path}: missing; {advice}")
     try:
@@ -78,7 +75,8 @@ def _read_json(path: Path, advice: str) -> dict:
         raise UserError(f"{path}: not JSON ({error}); {AGAIN}") from error
 
 
-def _read_table(path: Path, columns: list[str], optional: tuple[str, ...] = ()) -> pa.Table:
+def read_table(path: Path, columns: list[str], optional: tuple[str, ...] = (), groups: list[int] | None = None) -> pa.Table:
+    """Some columns of a file, of all its row groups or of some."""
     if not path.is_file():
         raise UserError(f"{path}: missing; {AGAIN}")
     try:
@@ -87,38 +85,46 @@ def _read_table(path: Path, columns: list[str], optional: tuple[str, ...] = ()) 
             missing = sorted(set(columns) - set(present))
             if missing:
                 raise UserError(f"{path}: no column {missing} among {present}; {AGAIN}")
-            return file.read([*columns, *(column for column in optional if column in present)])
+            wanted = [*columns, *(column for column in optional if column in present)]
+            return file.read(wanted) if groups is None else file.read_row_groups(groups, wanted)
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: not a whole parquet file ({str(error).splitlines()[0]}); {AGAIN}") from error
 
 
-def _read_rows(path: Path) -> list[dict]:
-    return _read_table(path, ["episode_index", "length", "data/chunk_index", "data/file_index"], ("worldenv_info",)).to_pylist()
+def read_rows(folder: Path) -> list[dict]:
+    """meta/episodes, a dict for each episode."""
+    wanted = ["episode_index", "length", "data/chunk_index", "data/file_index"]
+    paths = sorted(folder.glob("meta/episodes/chunk-*/file-*.parquet"))
+    return [row for path in paths for row in read_table(path, wanted, ("tasks", "worldenv_info")).to_pylist()]
 
 
-def _read_tasks(folder: Path) -> dict[int, str]:
+def read_tasks(folder: Path) -> dict[int, str]:
     """{task_index: instruction}. LeRobot keeps the instructions in the index of a pandas frame, with or without a name."""
-    table = _read_table(folder / TASKS, ["task_index"], ("task", "__index_level_0__"))
+    table = read_table(folder / TASKS, ["task_index"], ("task", "__index_level_0__"))
     if table.num_columns != 2:
         raise UserError(f"{folder / TASKS}: no instructions, expected them in the index; {AGAIN}")
     instructions = table.drop_columns("task_index").column(0)
     return dict(zip(table["task_index"].to_pylist(), instructions.to_pylist(), strict=True))
 
 
-def _data_file(folder: Path, template: str, chunk: int, file: int) -> Path:
-    """Where a data file lies. Somebody else wrote the template, so it is neither given to `str.format` nor let out of the folder."""
-    numbers = {"chunk_index": chunk, "file_index": file}
-    name = re.sub(r"\{(chunk_index|file_index):0(\d)d\}", lambda match: str(numbers[match[1]]).zfill(int(match[2])), template)
+def placed(folder: Path, template: str, values: dict[str, int | str], field: str, example: str) -> Path:
+    """Where a file lies. Somebody else wrote the template, so it is neither given to `str.format` nor let out of the folder."""
+
+    def fill(match: re.Match) -> str:
+        value = values[match[1]]
+        return value if isinstance(value, str) else str(value).zfill(int(match[2] or 0))
+
+    name = re.sub(rf"\{{({'|'.join(values)})(?::0(\d)d)?\}}", fill, template)
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or re.search(r"[{}\\:]", name):
-        raise UserError(f"{folder / INFO}: data_path is {template!r}, expected a path inside the dataset like {DATA!r}; do not trust this dataset")
+        raise UserError(f"{folder / INFO}: {field} is {template!r}, expected a path inside the dataset like {example!r}; do not trust this dataset")
     return folder / path
 
 
 def _read_file(path: Path, rows: list[dict], features: dict, tasks: dict[int, str], pool: ThreadPoolExecutor) -> Iterator[Episode]:
     """The episodes of one data file, decoded side by side."""
     wanted = [name for name in features if name.startswith(CAMERA) or name in ("observation.state", "action", "next.success")]
-    table = _read_table(path, [*wanted, "episode_index", "task_index"])
+    table = read_table(path, [*wanted, "episode_index", "task_index"])
     owner = table["episode_index"].to_numpy()
 
     def read(row: dict) -> Episode:
@@ -137,16 +143,16 @@ def _read_episode(where: str, table: pa.Table, features: dict, tasks: dict[int, 
     numbers = set(table["task_index"].to_pylist())
     if len(numbers) != 1 or not numbers <= tasks.keys():
         raise UserError(f"{where}: task_index {sorted(numbers)}, expected one of {TASKS} for the whole episode; split it by instruction")
-    states, actions = (_read_numbers(where, table[name], name, features[name]["shape"]) for name in ("observation.state", "action"))
+    states, actions = (read_numbers(where, table[name], name, features[name]["shape"]) for name in ("observation.state", "action"))
     success = np.zeros(len(table), dtype=bool)
     if "next.success" in features:
         success[1:] = np.logical_or.accumulate(table["next.success"].to_numpy()[:-1].astype(bool))
     cameras = [name for name in features if name.startswith(CAMERA)]
-    frames = {name.removeprefix(CAMERA): _read_frames(f"{where}, {name}", table[name], features[name]) for name in cameras}
+    frames = {name.removeprefix(CAMERA): read_frames(f"{where}, {name}", table[name], features[name]) for name in cameras}
     return Episode(frames, states, actions[:-1], success, tasks[numbers.pop()], facts)
 
 
-def _read_numbers(where: str, column: pa.ChunkedArray, name: str, shape: list[int]) -> np.ndarray:
+def read_numbers(where: str, column: pa.ChunkedArray, name: str, shape: list[int]) -> np.ndarray:
     """(rows, D) float32. LeRobot stores a feature of shape (1,) as plain numbers, longer ones as lists."""
     flat = column if pa.types.is_primitive(column.type) else pc.list_flatten(column)
     if len(shape) != 1 or len(flat) != len(column) * shape[0]:
@@ -156,7 +162,7 @@ def _read_numbers(where: str, column: pa.ChunkedArray, name: str, shape: list[in
     return values
 
 
-def _read_frames(where: str, column: pa.ChunkedArray, feature: dict) -> np.ndarray:
+def read_frames(where: str, column: pa.ChunkedArray, feature: dict) -> np.ndarray:
     """(rows, H, W, 3) uint8."""
     if not pa.types.is_struct(column.type) or len(feature["shape"]) != 3:
         raise UserError(f"{where}: a column of {column.type}, expected pictures as bytes and path; write the dataset again with dtype image")
@@ -164,12 +170,5 @@ def _read_frames(where: str, column: pa.ChunkedArray, feature: dict) -> np.ndarr
     height, width = shape[:2] if shape[2] == 3 else shape[1:]  # some datasets put the channel first
     frames = np.empty((len(column), height, width, 3), dtype=np.uint8)
     for row, data in enumerate(pc.struct_field(column, "bytes").to_pylist()):
-        try:
-            with Image.open(io.BytesIO(data or b""), formats=("PNG", "JPEG")) as image:
-                found = (image.height, image.width, image.mode)
-                if found != (height, width, "RGB"):
-                    raise UserError(f"{where}, row {row}: a picture {found}, expected {(height, width, 'RGB')} as {INFO} says; {AGAIN}")
-                frames[row] = np.asarray(image)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise UserError(f"{where}, row {row}: not a whole PNG or JPEG picture; {AGAIN}") from error
+        frames[row] = decoded(data, height, width, f"{where}, row {row}")
     return frames

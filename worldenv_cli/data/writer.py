@@ -6,6 +6,7 @@ The numbers (not the pictures) of all episodes are kept to the end, for exact st
 import io
 import json
 import os
+import shutil
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -32,7 +33,7 @@ from .layout import (
     check_episode,
     make_features,
 )
-from .statistics import as_lists, column_statistics, histogram, image_statistics, sample_frames
+from .written import UNFINISHED, Written
 
 
 def write_dataset(
@@ -45,129 +46,101 @@ def write_dataset(
     description: dict,
     robot_type: str,
     data_files_size_in_mb: int = 100,
+    resume: bool = False,
 ) -> None:
     """Write straight into `folder`, `meta/info.json` last: a folder without it was cut off. The caller makes the folder appear at once.
 
-    fps is the rate of the actions (control steps), in Hz; `description` becomes meta/worldenv.json.
+    fps is the rate of the actions (control steps), in Hz; `description` becomes meta/worldenv.json. With `resume` the episodes go on behind
+    those of the data files that a call before has finished: see `finished_episodes`.
     """
     folder = Path(folder)
-    if (folder / INFO).exists() or (folder / "data").exists():
+    if (folder / INFO).exists() or ((folder / "data").exists() and not resume):
         raise UserError(f"{folder}: holds a dataset or part of one, expected none, since datasets are not changed; delete it or write elsewhere")
     if not isinstance(fps, int) or fps < 1:
         raise UserError(f"{folder}: fps is {fps!r}, expected a whole number of actions a second, one at least; change the control rate")
-    features, tasks, rows, columns, colours = {}, {}, [], {}, {}
-    with ThreadPoolExecutor(os.cpu_count()) as pool, _DataFiles(folder, data_files_size_in_mb * 2**20) as files:
-        for number, episode in enumerate(episodes):
-            where = f"{folder}: episode {number}"
-            if not features:
-                features = make_features(where, episode, list(state_names), list(action_names))
-                schema = _schema(features)
-            check_episode(where, episode, features)
+    written = Written(folder, resume=resume)
+    with ThreadPoolExecutor(os.cpu_count()) as pool, _DataFiles(written, data_files_size_in_mb * 2**20) as files:
+        for episode in episodes:
+            where = f"{folder}: episode {len(written.rows)}"
+            written.features = written.features or make_features(where, episode, list(state_names), list(action_names))
+            check_episode(where, episode, written.features)
             encoded = {CAMERA + camera: pool.map(_encode, frames) for camera, frames in episode.frames.items()}  # while this thread counts
-            task = tasks.setdefault(episode.instruction, len(tasks))
-            first = rows[-1]["dataset_to_index"] if rows else 0
-            numbers = _columns(episode, number, first, task, fps)
-            statistics = {name: column_statistics(values) for name, values in numbers.items()}
-            for name, values in numbers.items():
-                columns.setdefault(name, []).append(values)
-            for camera, frames in episode.frames.items():
-                sample = sample_frames(frames)
-                counts = histogram(sample)
-                statistics[CAMERA + camera] = image_statistics(counts, len(sample))
-                total, seen = colours.get(CAMERA + camera, (0, 0))
-                colours[CAMERA + camera] = (total + counts, seen + len(sample))
-            chunk, file = files.write(_table(numbers, encoded, schema))
-            rows.append(
-                {
-                    "episode_index": number,
-                    "tasks": [episode.instruction],
-                    "length": len(episode.states),
-                    "data/chunk_index": chunk,
-                    "data/file_index": file,
-                    "dataset_from_index": first,
-                    "dataset_to_index": first + len(episode.states),
-                    **{f"stats/{name}/{key}": value for name in features for key, value in as_lists(statistics[name]).items()},
-                    "meta/episodes/chunk_index": 0,
-                    "meta/episodes/file_index": 0,
-                    "worldenv_info": json.dumps(episode.info, allow_nan=False),
-                }
-            )
-    if not rows:
+            numbers, row, colours = written.describe(episode, fps)
+            place = files.write(_table(numbers, encoded, _schema(written.features)))
+            written.add(numbers, row, colours, place)
+    if not written.rows:
         raise UserError(f"{folder}: no episodes to write, expected one at least; check what they are made from")
-    statistics = {name: image_statistics(*colour) for name, colour in colours.items()}
-    statistics |= {name: column_statistics(np.concatenate(parts)) for name, parts in columns.items()}
-    _write_meta(folder, rows, tasks, {name: as_lists(statistics[name]) for name in features}, description)
+    _write_meta(folder, written, description)
+    shutil.rmtree(folder / UNFINISHED)
     info = {
         "codebase_version": CODEBASE_VERSION,
         "robot_type": robot_type,
-        "total_episodes": len(rows),
-        "total_frames": rows[-1]["dataset_to_index"],
-        "total_tasks": len(tasks),
+        "total_episodes": len(written.rows),
+        "total_frames": written.rows[-1]["dataset_to_index"],
+        "total_tasks": len(written.tasks),
         "chunks_size": FILES_IN_CHUNK,
         "data_files_size_in_mb": data_files_size_in_mb,
         "video_files_size_in_mb": 200,
         "fps": fps,
-        "splits": {"train": f"0:{len(rows)}"},
+        "splits": {"train": f"0:{len(written.rows)}"},
         "data_path": DATA,
         "video_path": None,
-        "features": features,
+        "features": written.features,
     }
     (folder / INFO).write_text(json.dumps(info, indent=4))
 
 
-def _write_meta(folder: Path, rows: list[dict], tasks: dict[str, int], statistics: dict, description: dict) -> None:
+def finished_episodes(folder: Path | str) -> list[dict]:
+    """The `info` of every episode that lies in a whole data file of an unfinished dataset."""
+    return [json.loads(row["worldenv_info"]) for row in Written(Path(folder), resume=True).rows]
+
+
+def _write_meta(folder: Path, written: Written, description: dict) -> None:
     import pandas
 
     (folder / EPISODES).parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(rows), folder / EPISODES, compression="snappy")
-    pandas.DataFrame({"task_index": list(tasks.values())}, index=list(tasks)).to_parquet(folder / TASKS)
-    (folder / STATISTICS).write_text(json.dumps(statistics, indent=4))
+    pq.write_table(pa.Table.from_pylist(written.rows), folder / EPISODES, compression="snappy")
+    pandas.DataFrame({"task_index": list(written.tasks.values())}, index=list(written.tasks)).to_parquet(folder / TASKS)
+    (folder / STATISTICS).write_text(json.dumps(written.statistics(), indent=4))
     (folder / DESCRIPTION).write_text(json.dumps({**description, "closing_row": CLOSING_ROW}, indent=4, allow_nan=False))
 
 
 class _DataFiles:
     """The data files: one row group an episode, and a new file when the next episode would make the last one too large."""
 
-    def __init__(self, folder: Path, size: int):
-        self.folder, self.size = folder, size  # bytes
-        self.number, self.sink, self.writer = -1, None, None
+    def __init__(self, written: Written, size: int):
+        self.written, self.size = written, size  # bytes
+        self.sink, self.writer = None, None
 
     def write(self, table: pa.Table) -> tuple[int, int]:
         """Returns the (chunk, file) that the episode went into."""
-        if self.writer is None or self.sink.tell() + table.nbytes > self.size:
-            self.__exit__()
-            self.number += 1
-            chunk, file = divmod(self.number, FILES_IN_CHUNK)
-            path = self.folder / DATA.format(chunk_index=chunk, file_index=file)
+        if self.writer is not None and self.sink.tell() + table.nbytes > self.size:
+            self._finish()
+        place = divmod(self.written.files, FILES_IN_CHUNK)
+        if self.writer is None:
+            path = self.written.folder / DATA.format(chunk_index=place[0], file_index=place[1])
             path.parent.mkdir(parents=True, exist_ok=True)
             self.sink = path.open("wb")
             self.writer = pq.ParquetWriter(self.sink, table.schema, compression="snappy")
         self.writer.write_table(table, row_group_size=len(table))
-        return divmod(self.number, FILES_IN_CHUNK)
+        return place
+
+    def _finish(self) -> None:
+        self._close()
+        self.written.keep_file()
+
+    def _close(self) -> None:
+        self.writer.close()
+        self.sink.close()
+        self.writer = None
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, kind, *_) -> None:
+        """A file that was cut off by an error is closed, but does not count as whole."""
         if self.writer is not None:
-            self.writer.close()
-            self.sink.close()
-
-
-def _columns(episode: Episode, number: int, first: int, task: int, fps: int) -> dict[str, np.ndarray]:
-    """Every column but the pictures, closing row included: {name: (T+1,) or (T+1, D)}."""
-    rows = np.arange(len(episode.states))
-    return {
-        "observation.state": episode.states.astype(np.float32),
-        "action": np.concatenate([episode.actions, np.zeros_like(episode.actions[:1])]).astype(np.float32),
-        "next.success": np.append(episode.success[1:], episode.success[-1]).astype(bool),
-        "next.done": rows >= len(rows) - 2,
-        "timestamp": (rows / fps).astype(np.float32),
-        "frame_index": rows,
-        "episode_index": np.full(len(rows), number),
-        "index": first + rows,
-        "task_index": np.full(len(rows), task),
-    }
+            self._finish() if kind is None else self._close()
 
 
 def _schema(features: dict[str, dict]) -> pa.Schema:

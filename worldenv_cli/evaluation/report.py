@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 from xml.etree.ElementTree import Element, tostring
 
+from .. import cards
+from ..artifacts import write_card
 from ..atomic import write_json
 from ..progress import say
 from .blocks import Cell, Listing, Plot, Section, Table, Video
@@ -63,9 +65,10 @@ svg text.row { fill: var(--fg); font-size: 12px; }
 
 
 def publish(folder: Path, report: dict) -> None:
-    """A finished evaluation, of one run or of several: eval.json and report.html in the folder, its tables in the terminal."""
+    """A finished evaluation, of one run or of several: eval.json, report.html and a card in the folder, its tables in the terminal."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "eval.json", report)
+    write_card(folder, "run", cards.run(report))
     write_report(folder / "report.html", report)
     print_tables(report)
     say(f"report: {folder / 'report.html'}")

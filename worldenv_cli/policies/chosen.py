@@ -4,14 +4,17 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..pretrained import Pretrained
 from .compact import Act, CompactPolicy
 from .heads import Generators
 from .lora import AdaptedPolicy
 from .observation import Observation
 
 
-class ChosenPolicy(nn.Module):
+class ChosenPolicy(Pretrained, nn.Module):
     """`choice` is {instruction: name of a member}; wording that is not in it gets the member `default`."""
+
+    kind = "policy"
 
     def __init__(self, members: dict[str, CompactPolicy | AdaptedPolicy], choice: dict[str, str], default: str):
         super().__init__()

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from ..config import Config
 from ..packing import normalised, pack
+from ..pretrained import Pretrained
 from .heads import ChunkDensity, Generators
 from .observation import Observation
 from .text import TextConfig, TextEncoder
@@ -46,7 +47,9 @@ class Act:
     log_prob: np.ndarray  # (B, T) float32
 
 
-class CompactPolicy(nn.Module):
+class CompactPolicy(Pretrained, nn.Module):
+    kind = "policy"
+
     def __init__(self, config: CompactPolicyConfig):
         super().__init__()
         self.config = config

@@ -6,6 +6,7 @@ from pydantic import Field
 from torch import nn
 
 from ..config import Config
+from ..pretrained import Pretrained
 from .compact import Act, CompactPolicy
 from .heads import ChunkDensity, Generators
 from .observation import Observation
@@ -16,7 +17,9 @@ class LoraSettings(Config):
     alpha: int = Field(16, ge=1)
 
 
-class AdaptedPolicy(nn.Module):
+class AdaptedPolicy(Pretrained, nn.Module):
+    kind = "policy"
+
     def __init__(self, policy: CompactPolicy, settings: LoraSettings):
         super().__init__()
         from peft import LoraConfig, get_peft_model

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from ..config import Config
 from ..packing import normalised, pack
 from ..policies.text import TextConfig, TextEncoder
+from ..pretrained import Pretrained
 
 BLOCK = 4  # pixels a side that are folded into channels: see packing.py
 
@@ -43,7 +44,9 @@ class ReflectorState:
         return ReflectorState(self.first[index], self.recent[index], self.text[index], self.best[index])
 
 
-class Reflector(nn.Module):
+class Reflector(Pretrained, nn.Module):
+    kind = "reflector"
+
     def __init__(self, config: ReflectorConfig):
         super().__init__()
         self.config = config

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..config import Config
 from ..data.dataset import Episode
 from ..packing import normalised, pack, quantised, unpack
+from ..pretrained import Pretrained
 from .bank import PoseBank
 from .conditioning import ActionMaps
 from .proprioception import ProprioceptionModel
@@ -63,7 +64,9 @@ class SimulatorState:
         return SimulatorState(self.first[index], self.recent[index], self.state[index], self.memory[index], self.scene[index], self.unlike[index])
 
 
-class Simulator(nn.Module):
+class Simulator(Pretrained, nn.Module):
+    kind = "simulator"
+
     def __init__(self, config: SimulatorConfig):
         super().__init__()
         self.config = config

@@ -1,0 +1,174 @@
+"""Up to the Hub and down again, over real HTTP to a stand-in on the loopback interface."""
+
+import json
+
+import hub_stand_in
+import numpy as np
+import pytest
+import torch
+from recorded import lerobot_folder, robomimic_file
+from typer.testing import CliRunner
+
+from worldenv_cli.cli import app
+from worldenv_cli.data.dataset import read_dataset
+from worldenv_cli.errors import UserError
+from worldenv_cli.hub import commit_of, push, resolve
+from worldenv_cli.models import load_model, save_model
+from worldenv_cli.policies.compact import CompactPolicy
+from worldenv_cli.policies.observation import Observation
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    from huggingface_hub import constants, file_download, hf_api
+
+    with hub_stand_in.running() as hub:
+        for module in (constants, hf_api, file_download):
+            for name in ("ENDPOINT", "HF_ENDPOINT"):
+                if hasattr(module, name):
+                    monkeypatch.setattr(module, name, hub.address)
+        monkeypatch.setattr(hf_api.api, "endpoint", hub.address)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.address + "/{repo_id}/resolve/{revision}/{filename}")
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setenv("HF_TOKEN", "hf_secretsecret")
+        yield hub
+
+
+@pytest.fixture
+def policy_folder(tmp_path, mini):
+    torch.manual_seed(0)
+    folder = tmp_path / "run" / "sft"
+    folder.mkdir(parents=True)
+    save_model(folder, "policy", CompactPolicy(mini.policy), {"seed": 0}, "# A policy")
+    return folder
+
+
+def means(policy):
+    size = policy.config.resolution
+    images = np.random.default_rng(0).integers(0, 256, (2, size, size, 3), dtype=np.uint8)
+    return policy.act(Observation({"front": images}, np.zeros((2, 4), np.float32), ["open it", "shut it"]), explore=False).chunk
+
+
+def test_a_policy_goes_up_and_comes_down_the_same(hub, policy_folder):
+    push(policy_folder, "me/policy")
+    assert hub.repositories["models/me/policy"].private
+    loaded = CompactPolicy.from_pretrained("me/policy")
+    np.testing.assert_array_equal(means(loaded), means(load_model(policy_folder, "policy")))
+    commit = hub.repositories["models/me/policy"].refs["main"]
+    assert commit_of(resolve("me/policy")) == commit and commit_of(policy_folder) is None
+    np.testing.assert_array_equal(means(CompactPolicy.from_pretrained(f"me/policy@{commit}")), means(loaded))
+
+
+def test_only_what_changed_is_sent(hub, policy_folder, mini):
+    push(policy_folder, "me/policy")
+    sent = len(hub.puts)
+    push(policy_folder, "me/policy")
+    assert len(hub.puts) == sent and len(hub.repositories["models/me/policy"].commits) == 2
+    (policy_folder / "README.md").write_text((policy_folder / "README.md").read_text() + "\nMore.\n")
+    push(policy_folder, "me/policy")
+    assert len(hub.puts) == sent and len(hub.repositories["models/me/policy"].commits) == 3
+
+
+def test_public_only_when_asked_for(hub, policy_folder):
+    push(policy_folder, "me/policy", public=True)
+    assert not hub.repositories["models/me/policy"].private
+
+
+def test_an_upload_that_was_cut_off_goes_on(hub, tmp_path):
+    """The second file's connection is cut; the second call sends only what is missing."""
+    run = tmp_path / "run"
+    for number in range(3):
+        (run / f"part{number}").mkdir(parents=True)
+        (run / f"part{number}" / "weights.bin").write_bytes(np.random.default_rng(number).bytes(20_000))
+    (run / "recipe.yaml").write_text("name: x\n")
+    (run / ".unfinished").mkdir()
+    (run / ".unfinished" / "big.bin").write_bytes(b"x" * 5000)
+    seen = []
+
+    def refuse_the_second(method, path):
+        if method == "PUT" and path not in seen:
+            seen.append(path)
+            return 403 if len(seen) == 2 else None
+
+    hub.fail = refuse_the_second
+    with pytest.raises(UserError, match="me/run: "):
+        push(run, "me/run")
+    before = list(hub.puts)
+    hub.fail = None
+    push(run, "me/run")
+    assert 0 < len(before) < 3 and len(hub.puts) == len(set(hub.puts)) == 3
+    files = hub.repositories["models/me/run"]
+    assert sorted(files.commits[files.refs["main"]]) == ["part0/weights.bin", "part1/weights.bin", "part2/weights.bin", "recipe.yaml"]
+
+
+def test_a_folder_of_a_run_is_a_reference_too(hub, policy_folder):
+    (policy_folder.parent / "recipe.yaml").write_text("name: x\n")
+    push(policy_folder.parent, "me/run")
+    np.testing.assert_array_equal(means(CompactPolicy.from_pretrained("me/run/sft")), means(load_model(policy_folder, "policy")))
+    with pytest.raises(UserError, match="no folder 'rounds/1/tuned'"):
+        resolve("me/run/rounds/1/tuned")
+
+
+def test_a_dataset_goes_up_with_its_tag_and_is_ingested_from_there(hub, tmp_path):
+    runner, out = CliRunner(), tmp_path / "set"
+    path = robomimic_file(tmp_path / "image.hdf5")
+    assert runner.invoke(app, ["ingest", str(path), "--out", str(out), "--instruction", "lift"]).exit_code == 0
+    for _ in range(2):  # the tag moves
+        result = runner.invoke(app, ["push-to-hub", str(out), "me/data"])
+        assert result.exit_code == 0 and "/datasets/me/data" in result.output
+    repository = hub.repositories["datasets/me/data"]
+    assert repository.refs["v3.0"] == repository.refs["main"]
+    again = tmp_path / "again"
+    result = runner.invoke(app, ["ingest", "me/data@v3.0", "--out", str(again)])
+    assert result.exit_code == 0, result.output
+    for mine, theirs in zip(read_dataset(again), read_dataset(out), strict=True):
+        np.testing.assert_array_equal(mine.frames["agentview"], theirs.frames["agentview"])
+        np.testing.assert_array_equal(mine.actions, theirs.actions)
+    sources = json.loads((again / "meta/worldenv.json").read_text())["sources"]
+    assert sources[0]["name"] == "me/data" and sources[0]["commit"] == repository.refs["main"]
+
+
+@pytest.mark.parametrize(
+    "status, told",
+    [(401, "HF_TOKEN"), (403, "may not do that"), (404, "no such repository"), (429, "wait a little"), (500, "answers 500|not to be had")],
+)
+def test_refusals_are_told_without_the_token(hub, policy_folder, status, told, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    hub.fail = lambda method, path: status
+    for call in (lambda: push(policy_folder, "me/policy"), lambda: resolve("me/other")):
+        with pytest.raises(UserError, match=told) as error:
+            call()
+        assert "secret" not in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_missing_token_is_told(hub, policy_folder):
+    hub.token = "hf_another"
+    with pytest.raises(UserError, match="log in with `hf auth login` or set HF_TOKEN"):
+        push(policy_folder, "me/policy")
+
+
+def test_nothing_else_is_pushed_and_names_are_checked(hub, tmp_path, policy_folder):
+    with pytest.raises(UserError, match="neither an artifact"):
+        push(lerobot_folder(tmp_path / "foreign"), "me/x")
+    for wrong in ("me", "me/a/b", "me/../x", "https://x/y"):
+        with pytest.raises(UserError, match="expected a repository owner/name"):
+            push(policy_folder, wrong)
+    assert hub.requests == []
+
+
+def test_references(tmp_path):
+    assert resolve(tmp_path) == tmp_path == resolve(str(tmp_path))
+    for wrong in (str(tmp_path / "none"), "none", "./runs/policy", "owner/name@", "owner/../name", tmp_path / "none"):
+        with pytest.raises(UserError, match=r"does not exist: expected a folder or a Hub reference owner/name\[@revision\]"):
+            resolve(wrong)
+
+
+def test_offline_is_told(hub, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="me/other: not"):
+        resolve("me/other")
+    assert hub.requests == []

@@ -1,0 +1,240 @@
+"""From recorded data to a dataset: what is taken, what is kept of it, and what the commands say."""
+
+import json
+
+import numpy as np
+import pytest
+from recorded import frames, lerobot_folder, libero_file, numbers, rlds_folder, robomimic_file
+from typer.testing import CliRunner
+
+from worldenv_cli.cli import app
+from worldenv_cli.data.dataset import read_dataset, read_description
+from worldenv_cli.data.ingest import resized
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def ingested(out, *arguments):
+    result = run("ingest", *arguments, "--out", out)
+    assert result.exit_code == 0, result.output
+    return read_dataset(out)
+
+
+def refused(*arguments):
+    result = run(*arguments)
+    assert result.exit_code == 2 and result.stderr.startswith("error: ") and result.stderr.count("\n") == 1, result.output
+    return result.stderr
+
+
+def test_a_dataset_holds_what_the_source_held(tmp_path):
+    path = robomimic_file(tmp_path / "image.hdf5")
+    episodes = ingested(tmp_path / "set", path, "--instruction", "lift the cube")
+    assert [episode.instruction for episode in episodes] == ["lift the cube"] * 2
+    for number, (episode, steps) in enumerate(zip(episodes, (6, 4), strict=True), 1):
+        np.testing.assert_array_equal(episode.frames["agentview"], frames(number, steps + 1))
+        np.testing.assert_allclose(episode.actions, numbers(number, steps, 7), atol=1e-6)
+        np.testing.assert_allclose(episode.states[:, :3], numbers(number, steps + 1, 3), atol=1e-6)
+        assert episode.success.tolist() == [False] * steps + [True]
+        assert episode.info["from"] == f"image.hdf5: demo_{number}"
+    described = read_description(tmp_path / "set")
+    assert described["action"]["unit"] == [0.05] * 3 + [0.5] * 3 + [1.0] and described["control_hz"] == 20
+    assert described["cameras"]["agentview"] == {"orientation": "upright, not mirrored", "size": [16, 16]}
+    config = json.loads((tmp_path / "set/config.json").read_text())
+    assert config["kind"] == "dataset" and config["taken"] == ["image.hdf5: demo_1", "image.hdf5: demo_2"]
+    assert str(tmp_path) not in "".join(file.read_text() for file in (tmp_path / "set").rglob("*.json"))
+
+
+def test_a_second_time_nothing_is_made_and_a_change_makes_it_again(tmp_path):
+    path, out = lerobot_folder(tmp_path / "source"), tmp_path / "set"
+    ingested(out, path)
+    assert "up to date" in run("ingest", path, "--out", out).output
+    assert "would be made of 2 episodes" in run("ingest", path, "--out", out, "--resize", 8, "--dry-run").output
+    assert ingested(out, path, "--resize", "8x12")[0].frames["front"].shape[1:3] == (8, 12)
+
+
+def test_episodes_are_drawn_by_task_and_seed(tmp_path):
+    files = tmp_path / "files"
+    for task in ("open_the_drawer", "push_the_plate"):
+        libero_file(files / f"{task}_demo.hdf5", lengths=(5,) * 12)
+
+    def taken(*arguments):
+        return [episode.info["from"] for episode in ingested(tmp_path / "set", files, *arguments)]
+
+    five = taken("--demos-per-task", 5)
+    assert len(five) == 10 and len(set(five)) == 10 and sum("drawer" in name for name in five) == 5
+    assert taken("--demos-per-task", 5, "--seed", 1) != five
+    assert taken("--demos-per-task", 5, "--task", "push the plate") == five[5:]
+    numbered = [int(name.rpartition("_")[2]) for name in taken("--task", "push the plate")]
+    assert numbered == list(range(12))  # by number, not by text
+    assert "12 episodes, expected 13" in refused("ingest", files, "--out", tmp_path / "x", "--demos-per-task", 13)
+    assert "not in the sources" in refused("ingest", files, "--out", tmp_path / "x", "--task", "sing")
+
+
+def test_cameras_are_chosen_and_renamed(tmp_path):
+    path = libero_file(tmp_path / "open_it_demo.hdf5")
+    episodes = ingested(tmp_path / "set", path, "--cameras", "image=front")
+    assert list(episodes[0].frames) == ["front"]
+    np.testing.assert_array_equal(episodes[0].frames["front"], frames(0, 6)[:, ::-1, ::-1])
+    assert "no camera 'side'" in refused("ingest", path, "--out", tmp_path / "x", "--cameras", "side=front")
+    assert "each its own name" in refused("ingest", path, "--out", tmp_path / "x", "--cameras", "image=a,wrist_image=a")
+    assert "expected old=new" in refused("ingest", path, "--out", tmp_path / "x", "--cameras", "image=")
+
+
+def test_intrinsics_follow_the_size_of_the_pictures(tmp_path):
+    from worldenv_cli.data.ingest import _scaled
+
+    camera = {"size": [100, 200], "intrinsics": [[50, 0, 100], [0, 50, 50], [0, 0, 1]], "extrinsics": "same"}
+    scaled = _scaled(camera, (50, 50))
+    np.testing.assert_allclose(scaled["intrinsics"], [[12.5, 0, 25], [0, 25, 25], [0, 0, 1]])
+    assert scaled["size"] == [50, 50] and scaled["recorded_size"] == [100, 200] and scaled["extrinsics"] == "same"
+
+
+def test_shrinking_is_averaging():
+    shown = frames(0, 2)
+    wanted = shown.reshape(2, 8, 2, 8, 2, 3).mean((2, 4))
+    apart = np.abs(resized(shown, (8, 8)) - wanted)
+    assert apart.max() <= 1  # it rounds after each of the two directions
+    assert resized(shown, None) is shown and resized(shown, (16, 16)) is shown
+
+
+def test_sources_merge_where_their_schemas_agree(tmp_path):
+    a, b = lerobot_folder(tmp_path / "a"), lerobot_folder(tmp_path / "b", version="v2.0", video=True, lengths=(5,))
+    assert len(ingested(tmp_path / "set", a, b)) == 3
+    faster = lerobot_folder(tmp_path / "c", info={"fps": 30})
+    message = refused("ingest", a, faster, "--out", tmp_path / "x")
+    assert "control rate (Hz) is 30, but 10 in" in message and str(faster) in message
+    slower = lerobot_folder(tmp_path / "e", info={"fps": 20})
+    assert "state is" in refused("ingest", slower, rlds_folder(tmp_path / "d"), "--out", tmp_path / "x")
+
+
+def test_bad_episodes_stop_or_are_left_out_and_listed(tmp_path):
+    path = libero_file(tmp_path / "open_it_demo.hdf5", lengths=(6, 2, 5))  # the second is too short
+    out = tmp_path / "set"
+    message = refused("ingest", path, "--out", out)
+    assert "demo_1: 2 steps, expected three" in message and "--skip-bad" in message and not out.exists()
+    result = run("ingest", path, "--out", out, "--skip-bad")
+    assert result.exit_code == 0 and "left out: " in result.output and "demo_1" in result.output
+    assert [len(episode.actions) for episode in read_dataset(out)] == [5, 4]
+    assert len(read_description(out)["skipped"]) == 1
+
+
+def test_no_episode_left_is_an_error(tmp_path):
+    path = libero_file(tmp_path / "open_it_demo.hdf5", lengths=(2,))
+    assert "no episodes to write" in refused("ingest", path, "--out", tmp_path / "set", "--skip-bad")
+    assert not (tmp_path / "set").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments, told",
+    [
+        (["image.hdf5", "--out", "x"], "no instruction"),
+        (["image.hdf5"], "--out is missing"),
+        (["nothing", "--out", "x"], "does not exist"),
+        (["image.hdf5", "--out", "x", "--format", "zarr"], "expected one of lerobot"),
+        (["image.hdf5", "--out", "x", "--format", "libero"], "problem_info|no agentview_rgb"),
+        (["image.hdf5", "--out", "x", "--instruction", "lift", "--resize", "small"], "expected height x width"),
+        (["image.hdf5", "--out", "x", "--instruction", "lift", "--resize", "5x5"], "8 to 4096"),
+        (["image.hdf5", "--out", "x", "--instruction", "lift", "--filter-key", "valid"], "found .'train'."),
+        (["image.hdf5", "--out", "x", "--instruction", "lift", "--action", "forces"], "no forces"),
+    ],
+)
+def test_mistakes_are_told(tmp_path, monkeypatch, arguments, told):
+    import re
+
+    monkeypatch.chdir(tmp_path)
+    robomimic_file(tmp_path / "image.hdf5")
+    assert re.search(told, refused("ingest", *arguments))
+    assert not (tmp_path / "x").exists()
+
+
+def test_inspection_shows_what_is_there(tmp_path):
+    path = lerobot_folder(tmp_path / "source", action=lambda n: np.c_[np.full(n, 0.5), np.where(np.arange(n) % 2, 1.0, -1.0)].tolist())
+    result = run("inspect", path, "--sheet", tmp_path / "sheet.png")
+    assert result.exit_code == 0, result.output
+    for words in ("lerobot v2.1", "10 Hz", "pick it", "3 / 4 / 5", "100 %", "constant", "two values", "so100", "16 x 16"):
+        assert words in result.output, words
+    from PIL import Image
+
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width > 300 and sheet.height > 100
+    assert "(no instruction)" in run("inspect", robomimic_file(tmp_path / "image.hdf5")).output
+    assert "does not exist" in refused("inspect", tmp_path / "nothing")
+
+
+def test_inspection_of_a_dataset_of_ours(tmp_path):
+    ingested(tmp_path / "set", libero_file(tmp_path / "open_it_demo.hdf5"), "--cameras", "image=front")
+    result = run("inspect", tmp_path / "set")
+    assert "3 / 4 / 5" in result.output and "upright, mirrored" in result.output and "open it" in result.output
+
+
+def test_memory_does_not_grow_with_the_number_of_episodes(tmp_path):
+    """Ten times the episodes, the same peak: measured in processes of their own."""
+    import os
+    import subprocess
+    import sys
+
+    peaks = []
+    for count in (40, 400):
+        path = robomimic_file(tmp_path / f"{count}.hdf5", lengths=(12,) * count, **{"obs/agentview_image": None, "next_obs/agentview_image": None})
+        import h5py
+
+        with h5py.File(path, "a") as file:
+            for number in range(1, count + 1):
+                for group in ("obs", "next_obs"):
+                    file[f"data/demo_{number}/{group}/agentview_image"] = frames(number, 12, size=96)
+        code = (
+            "import sys, resource; from worldenv_cli.cli import app; "
+            "app(sys.argv[1:], standalone_mode=False); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        )
+        arguments = ["ingest", str(path), "--out", str(tmp_path / f"set{count}"), "--instruction", "lift"]
+        done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        assert done.returncode == 0, done.stderr
+        peaks.append(int(done.stdout.split()[-1]))
+    assert peaks[1] < 1.2 * peaks[0], peaks
+
+
+def test_a_cut_off_ingestion_goes_on_and_gives_the_same(tmp_path, monkeypatch):
+    """Cut off after three files of episodes: those are not read again, and the dataset is the one that an undisturbed call makes."""
+    from worldenv_cli.data import ingest as ingestion
+    from worldenv_cli.data.sources import SourceConfig, open_source
+
+    path = robomimic_file(tmp_path / "image.hdf5", lengths=(40,) * 12, **{"obs/agentview_image": None, "next_obs/agentview_image": None})
+    import h5py
+
+    with h5py.File(path, "a") as file:
+        for number in range(1, 13):
+            for group in ("obs", "next_obs"):
+                file[f"data/demo_{number}/{group}/agentview_image"] = frames(number, 40, size=128)
+
+    def source(stop_at=None):
+        found = open_source(path, SourceConfig(instruction="lift"))
+        read, seen = found.read, []
+
+        def counted(listed, pictures):
+            if listed.name.endswith(f"demo_{stop_at}"):
+                raise KeyboardInterrupt
+            seen.append(listed.name)
+            return read(listed, pictures)
+
+        found.read = counted
+        return found, seen
+
+    whole, _ = source()
+    ingestion.ingest_sources([whole], tmp_path / "whole", ingestion.Selection(), file_size_in_mb=4)
+    cut, _ = source(stop_at=10)
+    with pytest.raises(KeyboardInterrupt):
+        ingestion.ingest_sources([cut], tmp_path / "set", ingestion.Selection(), file_size_in_mb=4)
+    assert not (tmp_path / "set").exists()
+    again, seen = source()
+    ingestion.ingest_sources([again], tmp_path / "set", ingestion.Selection(), file_size_in_mb=4)
+    assert 0 < len(seen) < 9
+    for name in ("meta/stats.json", "meta/info.json", "meta/worldenv.json", "config.json"):
+        assert (tmp_path / "set" / name).read_text() == (tmp_path / "whole" / name).read_text(), name
+    for mine, theirs in zip(read_dataset(tmp_path / "set"), read_dataset(tmp_path / "whole"), strict=True):
+        np.testing.assert_array_equal(mine.frames["agentview"], theirs.frames["agentview"])
+        np.testing.assert_array_equal(mine.actions, theirs.actions)
+        assert mine.info == theirs.info
+    assert len(list((tmp_path / "set/data").rglob("*.parquet"))) > 3
+    assert [entry.name for entry in tmp_path.iterdir() if entry.name.startswith(".")] == []

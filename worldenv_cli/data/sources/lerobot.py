@@ -1,0 +1,205 @@
+"""LeRobotDatasets of versions 2.0, 2.1 and 3.0, pictures in the tables or in videos.
+
+A row is an observation and the action that was taken on it; what the last action of an episode led to was not kept, so it is left out.
+Names, cameras and their sizes come from meta/info.json. Statistics are not read: they are computed again, exactly.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from ...errors import UserError
+from ..layout import CAMERA, DATA, DESCRIPTION, INFO, Episode
+from ..pictures import AGAIN, video_frames
+from ..reader import placed, read_frames, read_json, read_numbers, read_table, read_tasks
+from .source import ASSUMED, RECORDED, Listed, Source, SourceConfig, so_far, success_at_the_end, unit_range
+
+VERSIONS = ("v2.0", "v2.1", "v3.0")
+UNKNOWN = "unknown: the source does not record it"
+OLD_DATA = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
+VIDEO = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where an episode's rows and pictures lie."""
+
+    index: int
+    table: Path
+    videos: dict[str, tuple[Path, float]]  # {feature: (file, seconds from its beginning)}
+
+
+def open_lerobot(path: Path, config: SourceConfig) -> Source:
+    info = read_json(path / INFO, "expected a LeRobotDataset; check the path")
+    version = info.get("codebase_version")
+    if version not in VERSIONS:
+        raise UserError(f"{path / INFO}: codebase_version is {version!r}, expected one of {', '.join(VERSIONS)}")
+    missing = sorted({"features", "data_path", "fps"} - set(info))
+    if missing:
+        raise UserError(f"{path / INFO}: no {missing}, expected what LeRobot writes; {AGAIN}")
+    if not isinstance(info["fps"], int) or info["fps"] < 1:
+        raise UserError(f"{path / INFO}: fps is {info['fps']!r}, expected a whole number, one at least")
+    features, state, action = info["features"], list(config.state or ("observation.state",)), config.action or "action"
+    absent = [name for name in [*state, action] if name not in features]
+    if absent:
+        raise UserError(f"{path / INFO}: no feature {absent[0]!r}, found {sorted(features)}; choose with --state and --action")
+    cameras = {name: feature for name, feature in features.items() if feature["dtype"] in ("image", "video")}
+    listed = _listed(path, info, cameras, config) if version == "v3.0" else _listed_old(path, info, cameras, config)
+    described = read_json(path / DESCRIPTION, "") if (path / DESCRIPTION).is_file() else {}
+    low, high = _range(listed, action, features[action])
+    scaled = bool((low < -1 - 1e-6).any() or (high > 1 + 1e-6).any())
+    centre, half = ((low + high) / 2, np.maximum((high - low) / 2, 1e-6)) if scaled else (np.zeros_like(low), np.ones_like(high))
+    meaning = described.get("action", {}) if action == "action" else {}
+    known = described.get("cameras", {})
+    return Source(
+        format=f"lerobot {version}",
+        path=path,
+        control_hz=info["fps"],
+        robot=str(info.get("robot_type") or "unknown"),
+        state_names=[name for key in state for name in _names(key, features[key])],
+        action_names=_names(action, features[action]),
+        action={"meaning": "as recorded by the source", "unit": None, **meaning, "range": [-1, 1]}
+        | ({"recorded": "recorded = offset + unit * action", "offset": centre.tolist(), "unit": half.tolist()} if scaled else {}),
+        cameras={
+            name.removeprefix(CAMERA): {"orientation": UNKNOWN, **known.get(name.removeprefix(CAMERA), {}), "size": list(_size(feature))}
+            for name, feature in cameras.items()
+        },
+        success=RECORDED if "next.success" in features else ASSUMED,
+        episodes=listed,
+        read=lambda listed, pictures: _read(listed, pictures, features, cameras, state, action, centre, half, info["fps"]),
+    )
+
+
+def _names(key: str, feature: dict) -> list[str]:
+    """A feature's own names, where it has one for each number; older sets keep them in a dict by kind."""
+    names, size = feature.get("names"), int(np.prod(feature["shape"]))
+    names = next(iter(names.values()), None) if isinstance(names, dict) else names
+    return [str(name) for name in names] if isinstance(names, list) and len(names) == size else [f"{key}_{i}" for i in range(size)]
+
+
+def _listed(path: Path, info: dict, cameras: dict, config: SourceConfig) -> list[Listed]:
+    """Version 3.0: many episodes to a file, their places in meta/episodes."""
+    tasks = list(read_tasks(path).values())
+    videos = [name for name, feature in cameras.items() if feature["dtype"] == "video"]
+    wanted = ["episode_index", "length", "tasks", "data/chunk_index", "data/file_index"]
+    wanted += [f"videos/{name}/{key}" for name in videos for key in ("chunk_index", "file_index", "from_timestamp")]
+    rows = [row for file in sorted(path.glob("meta/episodes/chunk-*/file-*.parquet")) for row in read_table(file, wanted).to_pylist()]
+    if not rows:
+        raise UserError(f"{path}/meta/episodes: no episodes; {AGAIN}")
+    found = []
+    for row in rows:
+        numbers = {"chunk_index": row["data/chunk_index"], "file_index": row["data/file_index"]}
+        table = placed(path, info["data_path"], numbers, "data_path", DATA)
+        places = {}
+        for name in videos:
+            numbers = {key: row[f"videos/{name}/{key}"] for key in ("chunk_index", "file_index")} | {"video_key": name}
+            places[name] = placed(path, info["video_path"] or "", numbers, "video_path", VIDEO), row[f"videos/{name}/from_timestamp"]
+        unknown = sorted(set(row["tasks"]) - set(tasks))
+        where = f"{path}: episode {row['episode_index']}"
+        if unknown:
+            raise UserError(f"{where}: task {unknown[0]!r} is not in meta/tasks.parquet; {AGAIN}")
+        found.append(_entry(row, config, _Place(row["episode_index"], table, places)))
+    return found
+
+
+def _listed_old(path: Path, info: dict, cameras: dict, config: SourceConfig) -> list[Listed]:
+    """Versions 2.0 and 2.1: a file for each episode and camera."""
+    found, size = [], info.get("chunks_size", 1000)
+    for row in _read_lines(path / "meta/episodes.jsonl", ("episode_index", "tasks", "length")):
+        index = row["episode_index"]
+        numbers = {"episode_chunk": index // size, "episode_index": index}
+        table = placed(path, info["data_path"], numbers, "data_path", OLD_DATA)
+        videos = {
+            name: (placed(path, info.get("video_path") or "", numbers | {"video_key": name}, "video_path", VIDEO), 0.0)
+            for name, feature in cameras.items()
+            if feature["dtype"] == "video"
+        }
+        found.append(_entry(row, config, _Place(index, table, videos)))
+    return found
+
+
+def _entry(row: dict, config: SourceConfig, place: _Place) -> Listed:
+    instruction = config.instruction or (row["tasks"][0] if len(row["tasks"]) == 1 else "")
+    return Listed(f"episode {row['episode_index']}", instruction, row["length"], (place,))
+
+
+def _read_lines(path: Path, keys: tuple[str, ...]) -> list[dict]:
+    if not path.is_file():
+        raise UserError(f"{path}: missing; {AGAIN}")
+    rows = []
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        try:
+            row = json.loads(line)
+            missing = [key for key in keys if key not in row]
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{path}, line {number}: not JSON ({error}); {AGAIN}") from error
+        if missing:
+            raise UserError(f"{path}, line {number}: no {missing[0]}; {AGAIN}")
+        rows.append(row)
+    return rows
+
+
+def _range(listed: list[Listed], action: str, feature: dict) -> tuple[np.ndarray, np.ndarray]:
+    """Smallest and largest recorded action of each dimension, one file in memory at a time."""
+    lows, highs = [], []
+    for table in sorted({one.key[0].table for one in listed}):
+        values = read_numbers(str(table), read_table(table, [action])[action], action, feature["shape"])
+        lows.append(values.min(0))
+        highs.append(values.max(0))
+    return np.min(lows, 0).astype(np.float64), np.max(highs, 0).astype(np.float64)
+
+
+def _read(listed: Listed, pictures: bool, features: dict, cameras: dict, state: list[str], action: str, centre, half, fps: int) -> Episode:
+    place: _Place = listed.key[0]
+    where = f"{place.table}: episode {place.index}"
+    optional = ("next.success",) if "next.success" in features else ()
+    cameras = cameras if pictures else {}
+    stored = [name for name, feature in cameras.items() if feature["dtype"] == "image"]
+    table = _rows(place, [*state, action, *stored, "episode_index", "timestamp", *optional], listed.steps, where)
+    if len(table) < 2:
+        raise UserError(f"{where}: {len(table)} row, expected two at least, the frames before and after an action; drop the episode")
+    states = [read_numbers(where, table[name], name, features[name]["shape"]) for name in state]
+    actions = read_numbers(where, table[action], action, features[action]["shape"])[:-1]
+    frames = {}
+    for name, feature in cameras.items():
+        if name in place.videos:
+            file, begin = place.videos[name]
+            numbers = np.round((begin + table["timestamp"].to_numpy()) * fps).astype(int)
+            frames[name.removeprefix(CAMERA)] = video_frames(file, numbers, *_size(feature), fps)
+        else:
+            frames[name.removeprefix(CAMERA)] = read_frames(f"{where}, {name}", table[name], feature)
+    success = success_at_the_end(len(table))
+    if "next.success" in features:
+        success = so_far(table["next.success"].to_numpy()[:-1])
+    return Episode(
+        frames=frames,
+        states=np.concatenate(states, 1),
+        actions=unit_range(where, (actions - centre) / half),
+        success=success,
+        instruction=listed.instruction,
+        info={"task": listed.instruction, "source": "lerobot", "from": listed.name},
+    )
+
+
+def _rows(place: _Place, columns: list[str], expected: int, where: str):
+    """The rows of one episode: files of this version hold a row group for each, but nobody has to."""
+    if not place.table.is_file():
+        raise UserError(f"{place.table}: missing; {AGAIN}")
+    with_index = read_table(place.table, ["episode_index"])["episode_index"].to_numpy()
+    mine = np.flatnonzero(with_index == place.index)
+    if len(mine) != expected or np.any(np.diff(mine) != 1):
+        raise UserError(f"{where}: {len(mine)} rows, expected {expected} in one piece; {AGAIN}")
+    with pq.ParquetFile(place.table) as file:
+        ends = np.cumsum([file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)])
+    first, last = np.searchsorted(ends, [mine[0], mine[-1]], side="right")
+    table = read_table(place.table, columns, groups=list(range(first, last + 1)))
+    return table.slice(mine[0] - (ends[first - 1] if first else 0), len(mine))
+
+
+def _size(feature: dict) -> tuple[int, int]:
+    """(H, W); some datasets put the channel first."""
+    shape = feature["shape"]
+    return tuple(shape[:2]) if shape[2] == 3 else tuple(shape[1:])

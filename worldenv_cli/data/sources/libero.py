@@ -1,0 +1,124 @@
+"""LIBERO's HDF5 demonstrations (`<task>_demo.hdf5`, its `create_dataset` script).
+
+Three habits of these files are undone. `obs[t]` was taken *after* `actions[t]`, so the first action has no picture before it and is left out.
+Pictures are OpenGL's, upside down; they are turned by 180 degrees, as every published policy expects them: upright, and mirrored. The last
+reward and `dones` are 1 whether or not the task was achieved, so success is assumed of a demonstration, at its last frame.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from ...errors import UserError
+from ..layout import Episode, check_finite
+from . import hdf5
+from .source import ASSUMED, MIRRORED, Listed, Source, SourceConfig, success_at_the_end, unit_range
+
+CAMERAS = {"agentview_rgb": "image", "eye_in_hand_rgb": "wrist_image"}  # the names that the field's datasets use
+STATE = {"ee_states": ["x", "y", "z", "rx", "ry", "rz"], "gripper_states": ["finger_left", "finger_right"]}
+ACTION_NAMES = ["dx", "dy", "dz", "drx", "dry", "drz", "gripper"]
+NO_OP = 1e-4  # of the norm of a step without its gripper: openvla's regenerated sets leave these out
+
+
+def open_libero(path: Path, config: SourceConfig) -> Source:
+    """A file, or a folder with one for each task."""
+    files = [path] if path.is_file() else sorted(path.glob("*.hdf5"))
+    episodes: list[Listed] = []
+    hertz, controllers = set(), []
+    for file in files:
+        with hdf5.opened(file) as opened:
+            data = hdf5.group(opened, hdf5.DEMOS, str(file))
+            instruction = config.instruction or _instruction(data, file)
+            settings = hdf5.json_attribute(data, "env_args", str(file)).get("env_kwargs", {})
+            hertz.add(int(settings.get("control_freq", 20)))
+            controllers.append(settings.get("controller_configs", {}))
+            for demo in hdf5.demos(opened, file):
+                steps = hdf5.group(data[demo], "actions", f"{file}: {demo}").shape[0]
+                episodes.append(Listed(f"{file.name}: {demo}", instruction, steps, (file, demo)))
+    if not episodes:
+        raise UserError(f"{path}: no demonstrations, expected <task>_demo.hdf5 with data/demo_0 and so on; check the path")
+    if len(hertz) > 1:
+        raise UserError(f"{path}: control_freq differs between files ({sorted(hertz)}), expected one rate; ingest them one by one")
+    state = {name: STATE.get(name) for name in config.state or STATE}
+    source = Source(
+        format="libero",
+        path=path,
+        control_hz=hertz.pop(),
+        robot="panda",
+        state_names=[],
+        action_names=ACTION_NAMES,
+        action=_action(controllers[0]),
+        cameras=_cameras(episodes[0]),
+        success=ASSUMED,
+        episodes=episodes,
+        read=lambda listed, pictures: _read(listed, pictures, list(state), config),
+    )
+    source.state_names = _state_names(episodes[0], state)
+    return source
+
+
+def _instruction(data, file: Path) -> str:
+    """The file's name says what the evaluation will say; `problem_info` holds the wording of the scene file, which can differ."""
+    name = file.stem.removesuffix("_demo")
+    scene, _, rest = name.partition("_SCENE")
+    text = rest.partition("_")[2] if rest and scene.isupper() else name
+    return text.replace("_", " ") or hdf5.json_attribute(data, "problem_info", str(file)).get("language_instruction", "")
+
+
+def _action(controller: dict) -> dict:
+    unit = controller.get("output_max", [0.05] * 3 + [0.5] * 3)
+    return {
+        "meaning": "dx, dy, dz (m) and drx, dry, drz (rad) move the target of the operational-space controller; gripper -1 opens, +1 closes",
+        "range": [-1, 1],
+        "unit": [*unit, 1.0],
+    }
+
+
+def _cameras(listed: Listed) -> dict[str, dict]:
+    file, demo = listed.key
+    with hdf5.opened(file) as opened:
+        observations = hdf5.group(opened[hdf5.DEMOS][demo], "obs", f"{file}: {demo}")
+        sizes = {camera: hdf5.group(observations, name, f"{file}: {demo}").shape[1:3] for name, camera in CAMERAS.items()}
+    return {camera: {"orientation": MIRRORED, "size": [int(side) for side in size]} for camera, size in sizes.items()}
+
+
+def _state_names(listed: Listed, state: dict[str, list[str] | None]) -> list[str]:
+    file, demo = listed.key
+    names = []
+    with hdf5.opened(file) as opened:
+        observations = hdf5.group(opened[hdf5.DEMOS][demo], "obs", f"{file}: {demo}")
+        for name, known in state.items():
+            width = int(np.prod(hdf5.group(observations, name, f"{file}: {demo}").shape[1:]))
+            names += known if known and len(known) == width else [f"{name}_{i}" for i in range(width)]
+    return names
+
+
+def _read(listed: Listed, pictures: bool, state: list[str], config: SourceConfig) -> Episode:
+    file, demo = listed.key
+    where = f"{file}: {demo}"
+    with hdf5.opened(file) as opened:
+        data = hdf5.group(hdf5.group(opened, hdf5.DEMOS, str(file)), demo, str(file))
+        observations = hdf5.group(data, "obs", where)
+        actions = hdf5.array(data, config.action or "actions", where)
+        frames = {camera: hdf5.pictures(observations, name, where) for name, camera in CAMERAS.items() if pictures}
+        states = [hdf5.array(observations, name, where) for name in state]
+    length = hdf5.same_length(where, {"actions": actions} | frames | dict(zip(state, states)))
+    if length < 3:
+        raise UserError(f"{where}: {length} steps, expected three at least: the first one has no picture before it; drop the demonstration")
+    check_finite(where, "actions", actions)
+    kept = _kept(actions) if config.drop_no_ops else np.arange(length)
+    return Episode(
+        frames={camera: np.ascontiguousarray(shown[kept][:, ::-1, ::-1]) for camera, shown in frames.items()},
+        states=np.concatenate([values.reshape(length, -1)[kept] for values in states], 1).astype(np.float32),
+        actions=unit_range(where, actions[kept[1:]]),
+        success=success_at_the_end(len(kept)),
+        instruction=listed.instruction,
+        info={"task": listed.instruction, "source": "libero", "from": listed.name, "steps": kept.tolist() if config.drop_no_ops else None},
+    )
+
+
+def _kept(actions: np.ndarray) -> np.ndarray:
+    """Frames that stay when steps without motion and without a change of the gripper are left out; the first one always does."""
+    moved = np.linalg.norm(actions[:, :-1], axis=1) >= NO_OP
+    turned = np.append(False, actions[1:, -1] != actions[:-1, -1])
+    return np.flatnonzero(np.append(True, (moved | turned)[1:]))

@@ -1,0 +1,74 @@
+"""Recorded data of another project, as ingestion sees it: which episodes there are, what they mean, and one of them at a time."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from pydantic import Field
+
+from ...config import Config
+from ...errors import UserError
+from ..layout import Episode
+
+UPRIGHT, MIRRORED = "upright, not mirrored", "upright, mirrored left to right"
+ASSUMED = "assumed at the last frame: the source holds demonstrations and does not record it"
+RECORDED = "as recorded by the source"
+
+
+class SourceConfig(Config):
+    """What a source cannot say by itself, or says in several ways."""
+
+    instruction: str | None = Field(None, description="of every episode, for sources that record none")
+    filter_key: str | None = Field(None, description="robomimic: only the demonstrations of this mask, such as train")
+    drop_no_ops: bool = Field(False, description="LIBERO: leave out steps that move nothing")
+    state: tuple[str, ...] | None = Field(None, description="names in the source that make up observation.state, in this order")
+    action: str | None = Field(None, description="name of the action in the source")
+
+
+@dataclass(frozen=True)
+class Listed:
+    """An episode that can be read, and what is known of it before."""
+
+    name: str  # where it lies: for messages and for the record of what was taken
+    instruction: str  # empty where the source records none, or several for one episode
+    steps: int  # as recorded
+    key: tuple  # the source's own
+
+
+@dataclass
+class Source:
+    """`read(listed, pictures)` gives the episode: observations before every action and after the last one, whatever the source's own habit;
+    without `pictures` its frames are left out, which takes a fraction of the time.
+    """
+
+    format: str
+    path: Path
+    control_hz: int
+    robot: str
+    state_names: list[str]
+    action_names: list[str]
+    action: dict  # {"meaning", "range", "unit"}: what 1 means in each dimension
+    cameras: dict[str, dict]  # {camera: {"orientation", "size" [H, W], and intrinsics and extrinsics where known}}
+    success: str  # RECORDED or ASSUMED
+    episodes: list[Listed]
+    read: Callable[[Listed, bool], Episode]
+
+
+def success_at_the_end(length: int) -> np.ndarray:
+    """(length,) bool, True at the last frame only."""
+    return np.arange(length) == length - 1
+
+
+def so_far(achieved: np.ndarray) -> np.ndarray:
+    """(T,) what was true after each action -> (T + 1,) what has been achieved by each frame."""
+    return np.append(False, np.logical_or.accumulate(achieved.astype(bool)))
+
+
+def unit_range(where: str, actions: np.ndarray) -> np.ndarray:
+    """(T, A) float32 actions that lie in [-1, 1] but for rounding."""
+    wrong = np.argwhere(~(np.abs(actions) <= 1 + 1e-6))
+    if len(wrong):
+        step, dimension = wrong[0]
+        raise UserError(f"{where}, action: {actions[step, dimension]:.6g} at step {step}, dimension {dimension}, expected [-1, 1]; drop the episode")
+    return np.clip(actions, -1, 1).astype(np.float32)
