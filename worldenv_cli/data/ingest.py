@@ -67,7 +67,7 @@ def ingest_sources(
     """
     first = sources[0]
     for other in sources[1:]:
-        _same_schema(first, other, selection)
+        _same_schema(first, other, selection.resize is not None)
     chosen = choose_episodes(sources, selection)
     settings = {"selection": selection.model_dump(mode="json"), "sources": [_identity(source) for source in sources]}
     if not force and is_current(out, fingerprint(settings, {})):
@@ -199,6 +199,10 @@ def _cameras(source: Source, selection: Selection) -> dict[str, str]:
     return chosen
 
 
+def _sizes(source: Source) -> dict[str, list[int]]:
+    return {camera: found["size"] for camera, found in sorted(source.cameras.items())}
+
+
 SCHEMA: dict[str, Callable[[Source], object]] = {
     "control rate (Hz)": lambda source: source.control_hz,
     "state": lambda source: source.state_names,
@@ -206,13 +210,14 @@ SCHEMA: dict[str, Callable[[Source], object]] = {
     "action's unit": lambda source: source.action["unit"],
     "cameras": lambda source: sorted(source.cameras),
     "orientation": lambda source: {camera: found.get("orientation") for camera, found in sorted(source.cameras.items())},
+    "picture sizes": _sizes,
     "robot": lambda source: source.robot,
 }
 
 
-def _same_schema(first: Source, other: Source, selection: Selection) -> None:
+def _same_schema(first: Source, other: Source, resized: bool) -> None:
     for field, of in SCHEMA.items():
-        if of(first) != of(other):
+        if of(first) != of(other) and not (resized and of is _sizes):
             raise UserError(f"{other.path}: {field} is {of(other)}, but {of(first)} in {first.path}; ingest them into two datasets")
 
 

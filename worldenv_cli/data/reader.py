@@ -70,9 +70,12 @@ def read_json(path: Path, advice: str) -> dict:
     if not path.is_file():
         raise UserError(f"{path}: missing; {advice}")
     try:
-        return json.loads(path.read_text())
+        found = json.loads(path.read_text())
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error}); {AGAIN}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: {str(found)[:60]!r}, expected an object; {AGAIN}")
+    return found
 
 
 def read_table(path: Path, columns: list[str], optional: tuple[str, ...] = (), groups: list[int] | None = None) -> pa.Table:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+from pydantic import BaseModel, PositiveInt
 
 from ...errors import UserError
 
@@ -53,9 +54,28 @@ def array(parent, name: str, where: str) -> np.ndarray:
     if found.dtype.kind not in "biuf":
         raise UserError(f"{where}, {name}: {found.dtype}, expected numbers")
     try:
-        return found[()]
+        values = found[()]
     except (OSError, RuntimeError) as error:
         raise UserError(f"{where}, {name}: cannot be read ({_reason(error)}); copy or download the file again") from error
+    if not values.ndim:
+        raise UserError(f"{where}, {name}: one number, expected one for each step; drop the demonstration")
+    return values
+
+
+def table(parent, name: str, where: str) -> np.ndarray:
+    """(T, D) numbers."""
+    found = array(parent, name, where)
+    if found.ndim != 2:
+        raise UserError(f"{where}, {name}: shape {found.shape}, expected a row of numbers for each step; drop the demonstration")
+    return found
+
+
+def shape(parent, name: str, where: str, dimensions: int) -> tuple[int, ...]:
+    """Of an array that is not read yet."""
+    found = group(parent, name, where)
+    if len(getattr(found, "shape", ())) != dimensions:
+        raise UserError(f"{where}, {name}: shape {getattr(found, 'shape', None)}, expected {dimensions} dimensions; drop the demonstration")
+    return found.shape
 
 
 def demos(file, path: Path) -> list[str]:
@@ -84,9 +104,36 @@ def json_attribute(holder, name: str, where: str) -> dict:
     if name not in holder.attrs:
         raise UserError(f"{where}: no attribute {name}, found {sorted(holder.attrs)[:8]}; is it another format?")
     try:
-        return json.loads(holder.attrs[name])
+        found = json.loads(holder.attrs[name])
     except (TypeError, ValueError) as error:
         raise UserError(f"{where}, {name}: not JSON ({error}); copy or download the file again") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{where}, {name}: {str(found)[:60]!r}, expected an object; copy or download the file again")
+    return found
+
+
+class Arguments(BaseModel):
+    robots: list[str] | str = "unknown"
+    control_freq: PositiveInt = 20
+    controller_configs: dict = {}
+
+
+class EnvironmentArguments(BaseModel):
+    """robosuite's `env_args`, as LIBERO and robomimic keep it."""
+
+    env_name: str = "unknown"
+    env_kwargs: Arguments = Arguments()
+
+    @property
+    def robot(self) -> str:
+        robots = self.env_kwargs.robots
+        return (robots if isinstance(robots, str) else robots[0] if robots else "unknown").lower()
+
+    def unit(self, size: int) -> list[float] | None:
+        """What 1 means in each of the action's dimensions, the gripper's last; None where the controller does not say."""
+        limits = self.env_kwargs.controller_configs.get("output_max")
+        known = isinstance(limits, list) and len(limits) == size - 1 and all(isinstance(limit, (int, float)) for limit in limits)
+        return [*limits, 1.0] if known else None
 
 
 def _reason(error: Exception) -> str:

@@ -7,20 +7,49 @@ Names, cameras and their sizes come from meta/info.json. Statistics are not read
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt, StrictInt
 
 from ...errors import UserError
 from ..layout import CAMERA, DATA, DESCRIPTION, INFO, Episode
 from ..pictures import AGAIN, video_frames
 from ..reader import placed, read_frames, read_json, read_numbers, read_table, read_tasks
-from .source import ASSUMED, RECORDED, Listed, Source, SourceConfig, so_far, success_at_the_end, unit_range
+from .source import ASSUMED, RECORDED, Listed, Source, SourceConfig, so_far, success_at_the_end, unit_range, validated
 
 VERSIONS = ("v2.0", "v2.1", "v3.0")
 UNKNOWN = "unknown: the source does not record it"
 OLD_DATA = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
 VIDEO = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
+
+
+LARGEST = 8192  # pixels a side
+
+
+class _Feature(BaseModel):
+    dtype: str
+    shape: list[PositiveInt] = Field(min_length=1, max_length=5)
+    names: Any = None
+
+
+class _Info(BaseModel):
+    """What is needed of meta/info.json."""
+
+    codebase_version: str
+    fps: StrictInt = Field(ge=1)
+    features: dict[str, _Feature]
+    data_path: str
+    video_path: str | None = None
+    robot_type: str | None = None
+    chunks_size: PositiveInt = 1000
+
+
+class _Row(BaseModel):
+    episode_index: NonNegativeInt
+    tasks: list[str]
+    length: NonNegativeInt
 
 
 @dataclass(frozen=True)
@@ -33,21 +62,20 @@ class _Place:
 
 
 def open_lerobot(path: Path, config: SourceConfig) -> Source:
-    info = read_json(path / INFO, "expected a LeRobotDataset; check the path")
-    version = info.get("codebase_version")
-    if version not in VERSIONS:
-        raise UserError(f"{path / INFO}: codebase_version is {version!r}, expected one of {', '.join(VERSIONS)}")
-    missing = sorted({"features", "data_path", "fps"} - set(info))
-    if missing:
-        raise UserError(f"{path / INFO}: no {missing}, expected what LeRobot writes; {AGAIN}")
-    if not isinstance(info["fps"], int) or info["fps"] < 1:
-        raise UserError(f"{path / INFO}: fps is {info['fps']!r}, expected a whole number, one at least")
-    features, state, action = info["features"], list(config.state or ("observation.state",)), config.action or "action"
+    info = validated(_Info, read_json(path / INFO, "expected a LeRobotDataset; check the path"), str(path / INFO))
+    if info.codebase_version not in VERSIONS:
+        raise UserError(f"{path / INFO}: codebase_version is {info.codebase_version!r}, expected one of {', '.join(VERSIONS)}")
+    features = {name: feature.model_dump() for name, feature in info.features.items()}
+    state, action = list(config.state or ("observation.state",)), config.action or "action"
     absent = [name for name in [*state, action] if name not in features]
     if absent:
         raise UserError(f"{path / INFO}: no feature {absent[0]!r}, found {sorted(features)}; choose with --state and --action")
     cameras = {name: feature for name, feature in features.items() if feature["dtype"] in ("image", "video")}
-    listed = _listed(path, info, cameras, config) if version == "v3.0" else _listed_old(path, info, cameras, config)
+    for name, feature in cameras.items():
+        _size(feature, f"{path / INFO}: {name}")
+    listed = (_listed if info.codebase_version == "v3.0" else _listed_old)(path, info, cameras, config)
+    if not listed:
+        raise UserError(f"{path}: no episodes, expected one at least; {AGAIN}")
     described = read_json(path / DESCRIPTION, "") if (path / DESCRIPTION).is_file() else {}
     low, high = _range(listed, action, features[action])
     scaled = bool((low < -1 - 1e-6).any() or (high > 1 + 1e-6).any())
@@ -55,10 +83,10 @@ def open_lerobot(path: Path, config: SourceConfig) -> Source:
     meaning = described.get("action", {}) if action == "action" else {}
     known = described.get("cameras", {})
     return Source(
-        format=f"lerobot {version}",
+        format=f"lerobot {info.codebase_version}",
         path=path,
-        control_hz=info["fps"],
-        robot=str(info.get("robot_type") or "unknown"),
+        control_hz=info.fps,
+        robot=info.robot_type or "unknown",
         state_names=[name for key in state for name in _names(key, features[key])],
         action_names=_names(action, features[action]),
         action={"meaning": "as recorded by the source", "unit": None, **meaning, "range": [-1, 1]}
@@ -69,7 +97,7 @@ def open_lerobot(path: Path, config: SourceConfig) -> Source:
         },
         success=RECORDED if "next.success" in features else ASSUMED,
         episodes=listed,
-        read=lambda listed, pictures: _read(listed, pictures, features, cameras, state, action, centre, half, info["fps"]),
+        read=lambda listed, pictures: _read(listed, pictures, features, cameras, state, action, centre, half, info.fps),
     )
 
 
@@ -80,23 +108,21 @@ def _names(key: str, feature: dict) -> list[str]:
     return [str(name) for name in names] if isinstance(names, list) and len(names) == size else [f"{key}_{i}" for i in range(size)]
 
 
-def _listed(path: Path, info: dict, cameras: dict, config: SourceConfig) -> list[Listed]:
+def _listed(path: Path, info: _Info, cameras: dict, config: SourceConfig) -> list[Listed]:
     """Version 3.0: many episodes to a file, their places in meta/episodes."""
     tasks = list(read_tasks(path).values())
     videos = [name for name, feature in cameras.items() if feature["dtype"] == "video"]
     wanted = ["episode_index", "length", "tasks", "data/chunk_index", "data/file_index"]
     wanted += [f"videos/{name}/{key}" for name in videos for key in ("chunk_index", "file_index", "from_timestamp")]
     rows = [row for file in sorted(path.glob("meta/episodes/chunk-*/file-*.parquet")) for row in read_table(file, wanted).to_pylist()]
-    if not rows:
-        raise UserError(f"{path}/meta/episodes: no episodes; {AGAIN}")
     found = []
     for row in rows:
         numbers = {"chunk_index": row["data/chunk_index"], "file_index": row["data/file_index"]}
-        table = placed(path, info["data_path"], numbers, "data_path", DATA)
+        table = placed(path, info.data_path, numbers, "data_path", DATA)
         places = {}
         for name in videos:
             numbers = {key: row[f"videos/{name}/{key}"] for key in ("chunk_index", "file_index")} | {"video_key": name}
-            places[name] = placed(path, info["video_path"] or "", numbers, "video_path", VIDEO), row[f"videos/{name}/from_timestamp"]
+            places[name] = placed(path, info.video_path or "", numbers, "video_path", VIDEO), row[f"videos/{name}/from_timestamp"]
         unknown = sorted(set(row["tasks"]) - set(tasks))
         where = f"{path}: episode {row['episode_index']}"
         if unknown:
@@ -105,15 +131,15 @@ def _listed(path: Path, info: dict, cameras: dict, config: SourceConfig) -> list
     return found
 
 
-def _listed_old(path: Path, info: dict, cameras: dict, config: SourceConfig) -> list[Listed]:
+def _listed_old(path: Path, info: _Info, cameras: dict, config: SourceConfig) -> list[Listed]:
     """Versions 2.0 and 2.1: a file for each episode and camera."""
-    found, size = [], info.get("chunks_size", 1000)
-    for row in _read_lines(path / "meta/episodes.jsonl", ("episode_index", "tasks", "length")):
+    found, size = [], info.chunks_size
+    for row in _read_lines(path / "meta/episodes.jsonl"):
         index = row["episode_index"]
         numbers = {"episode_chunk": index // size, "episode_index": index}
-        table = placed(path, info["data_path"], numbers, "data_path", OLD_DATA)
+        table = placed(path, info.data_path, numbers, "data_path", OLD_DATA)
         videos = {
-            name: (placed(path, info.get("video_path") or "", numbers | {"video_key": name}, "video_path", VIDEO), 0.0)
+            name: (placed(path, info.video_path or "", numbers | {"video_key": name}, "video_path", VIDEO), 0.0)
             for name, feature in cameras.items()
             if feature["dtype"] == "video"
         }
@@ -126,19 +152,17 @@ def _entry(row: dict, config: SourceConfig, place: _Place) -> Listed:
     return Listed(f"episode {row['episode_index']}", instruction, row["length"], (place,))
 
 
-def _read_lines(path: Path, keys: tuple[str, ...]) -> list[dict]:
+def _read_lines(path: Path) -> list[dict]:
+    """meta/episodes.jsonl"""
     if not path.is_file():
         raise UserError(f"{path}: missing; {AGAIN}")
     rows = []
     for number, line in enumerate(path.read_text().splitlines(), 1):
         try:
-            row = json.loads(line)
-            missing = [key for key in keys if key not in row]
-        except (ValueError, TypeError) as error:
+            found = json.loads(line)
+        except ValueError as error:
             raise UserError(f"{path}, line {number}: not JSON ({error}); {AGAIN}") from error
-        if missing:
-            raise UserError(f"{path}, line {number}: no {missing[0]}; {AGAIN}")
-        rows.append(row)
+        rows.append(validated(_Row, found, f"{path}, line {number}").model_dump())
     return rows
 
 
@@ -199,7 +223,9 @@ def _rows(place: _Place, columns: list[str], expected: int, where: str):
     return table.slice(mine[0] - (ends[first - 1] if first else 0), len(mine))
 
 
-def _size(feature: dict) -> tuple[int, int]:
+def _size(feature: dict, where: str = "a camera") -> tuple[int, int]:
     """(H, W); some datasets put the channel first."""
     shape = feature["shape"]
+    if len(shape) != 3 or 3 not in (shape[0], shape[2]) or max(shape) > LARGEST:
+        raise UserError(f"{where}: shape {shape}, expected [height, width, 3] with sides of {LARGEST} at most")
     return tuple(shape[:2]) if shape[2] == 3 else tuple(shape[1:])

@@ -12,11 +12,12 @@ import numpy as np
 from ...errors import UserError
 from ..layout import Episode, check_finite
 from . import hdf5
-from .source import ASSUMED, MIRRORED, Listed, Source, SourceConfig, success_at_the_end, unit_range
+from .source import ASSUMED, MIRRORED, Listed, Source, SourceConfig, success_at_the_end, unit_range, validated
 
 CAMERAS = {"agentview_rgb": "image", "eye_in_hand_rgb": "wrist_image"}  # the names that the field's datasets use
 STATE = {"ee_states": ["x", "y", "z", "rx", "ry", "rz"], "gripper_states": ["finger_left", "finger_right"]}
 ACTION_NAMES = ["dx", "dy", "dz", "drx", "dry", "drz", "gripper"]
+UNIT = [0.05] * 3 + [0.5] * 3 + [1.0]  # of LIBERO's controller, for files that do not say
 NO_OP = 1e-4  # of the norm of a step without its gripper: openvla's regenerated sets leave these out
 
 
@@ -24,16 +25,16 @@ def open_libero(path: Path, config: SourceConfig) -> Source:
     """A file, or a folder with one for each task."""
     files = [path] if path.is_file() else sorted(path.glob("*.hdf5"))
     episodes: list[Listed] = []
-    hertz, controllers = set(), []
+    hertz, units = set(), []
     for file in files:
         with hdf5.opened(file) as opened:
             data = hdf5.group(opened, hdf5.DEMOS, str(file))
             instruction = config.instruction or _instruction(data, file)
-            settings = hdf5.json_attribute(data, "env_args", str(file)).get("env_kwargs", {})
-            hertz.add(int(settings.get("control_freq", 20)))
-            controllers.append(settings.get("controller_configs", {}))
+            settings = validated(hdf5.EnvironmentArguments, hdf5.json_attribute(data, "env_args", str(file)), f"{file}, env_args")
+            hertz.add(settings.env_kwargs.control_freq)
+            units.append(settings.unit(len(ACTION_NAMES)) or UNIT)
             for demo in hdf5.demos(opened, file):
-                steps = hdf5.group(data[demo], "actions", f"{file}: {demo}").shape[0]
+                steps, _ = hdf5.shape(hdf5.group(data, demo, str(file)), config.action or "actions", f"{file}: {demo}", 2)
                 episodes.append(Listed(f"{file.name}: {demo}", instruction, steps, (file, demo)))
     if not episodes:
         raise UserError(f"{path}: no demonstrations, expected <task>_demo.hdf5 with data/demo_0 and so on; check the path")
@@ -47,7 +48,7 @@ def open_libero(path: Path, config: SourceConfig) -> Source:
         robot="panda",
         state_names=[],
         action_names=ACTION_NAMES,
-        action=_action(controllers[0]),
+        action=_action(units[0]),
         cameras=_cameras(episodes[0]),
         success=ASSUMED,
         episodes=episodes,
@@ -62,15 +63,14 @@ def _instruction(data, file: Path) -> str:
     name = file.stem.removesuffix("_demo")
     scene, _, rest = name.partition("_SCENE")
     text = rest.partition("_")[2] if rest and scene.isupper() else name
-    return text.replace("_", " ") or hdf5.json_attribute(data, "problem_info", str(file)).get("language_instruction", "")
+    return text.replace("_", " ") or str(hdf5.json_attribute(data, "problem_info", str(file)).get("language_instruction", ""))
 
 
-def _action(controller: dict) -> dict:
-    unit = controller.get("output_max", [0.05] * 3 + [0.5] * 3)
+def _action(unit: list[float]) -> dict:
     return {
         "meaning": "dx, dy, dz (m) and drx, dry, drz (rad) move the target of the operational-space controller; gripper -1 opens, +1 closes",
         "range": [-1, 1],
-        "unit": [*unit, 1.0],
+        "unit": unit,
     }
 
 
@@ -78,7 +78,7 @@ def _cameras(listed: Listed) -> dict[str, dict]:
     file, demo = listed.key
     with hdf5.opened(file) as opened:
         observations = hdf5.group(opened[hdf5.DEMOS][demo], "obs", f"{file}: {demo}")
-        sizes = {camera: hdf5.group(observations, name, f"{file}: {demo}").shape[1:3] for name, camera in CAMERAS.items()}
+        sizes = {camera: hdf5.shape(observations, name, f"{file}: {demo}", 4)[1:3] for name, camera in CAMERAS.items()}
     return {camera: {"orientation": MIRRORED, "size": [int(side) for side in size]} for camera, size in sizes.items()}
 
 
@@ -99,13 +99,14 @@ def _read(listed: Listed, pictures: bool, state: list[str], config: SourceConfig
     with hdf5.opened(file) as opened:
         data = hdf5.group(hdf5.group(opened, hdf5.DEMOS, str(file)), demo, str(file))
         observations = hdf5.group(data, "obs", where)
-        actions = hdf5.array(data, config.action or "actions", where)
+        actions = hdf5.table(data, config.action or "actions", where)
         frames = {camera: hdf5.pictures(observations, name, where) for name, camera in CAMERAS.items() if pictures}
         states = [hdf5.array(observations, name, where) for name in state]
     length = hdf5.same_length(where, {"actions": actions} | frames | dict(zip(state, states)))
     if length < 3:
         raise UserError(f"{where}: {length} steps, expected three at least: the first one has no picture before it; drop the demonstration")
-    check_finite(where, "actions", actions)
+    for name, values in {"actions": actions, **dict(zip(state, states))}.items():
+        check_finite(where, name, values.reshape(len(values), -1))
     kept = _kept(actions) if config.drop_no_ops else np.arange(length)
     return Episode(
         frames={camera: np.ascontiguousarray(shown[kept][:, ::-1, ::-1]) for camera, shown in frames.items()},

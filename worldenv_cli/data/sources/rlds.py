@@ -5,17 +5,20 @@ action t, so the last action, whose outcome nobody saw, is left out.
 """
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
+from pydantic import BaseModel, PositiveInt
 
 from ...errors import UserError
 from ..layout import Episode, check_finite
 from ..pictures import decoded
-from .source import MIRRORED, RECORDED, Listed, Source, SourceConfig, success_at_the_end, unit_range
+from .source import MIRRORED, RECORDED, Listed, Source, SourceConfig, success_at_the_end, unit_range, validated
 from .tfrecord import read_record, records
 
 LIBERO_ACTION = ["dx", "dy", "dz", "drx", "dry", "drz", "gripper"]
+LARGEST = 8192  # pixels a side
 CONTROL_HZ = 20  # features.json does not record it; LIBERO's is 20
 
 
@@ -25,14 +28,13 @@ def open_rlds(path: Path, config: SourceConfig) -> Source:
     shards = sorted(folder.glob("*.tfrecord*"))
     if not shards:
         raise UserError(f"{folder}: no .tfrecord files, expected the shards beside features.json; download it again")
-    observations = features["observation"]
-    cameras = {name: feature for name, feature in observations.items() if "image" in feature}
+    cameras = {name: _picture_size(feature, f"{folder / 'features.json'}: {name}") for name, feature in features.observation.items() if feature.image}
     state = list(config.state or ("state",))
     action = config.action or "action"
-    for name, found in [(name, observations) for name in state] + [(action, features)]:
-        if "tensor" not in found.get(name, {}):
+    for name, found in [(name, features.observation) for name in state] + [(action, features.step)]:
+        if name not in found or found[name].tensor is None:
             raise UserError(f"{folder / 'features.json'}: no numbers called {name!r}, found {sorted(found)}; choose with --state and --action")
-    widths = {name: _width(observations[name]) for name in state} | {action: _width(features[action])}
+    widths = {name: _width(features.observation[name]) for name in state} | {action: _width(features.step[action])}
     episodes = []
     for shard in shards:
         for number, (offset, length) in enumerate(records(shard)):
@@ -49,7 +51,7 @@ def open_rlds(path: Path, config: SourceConfig) -> Source:
         state_names=[f"{name}_{i}" for name in state for i in range(widths[name])],
         action_names=LIBERO_ACTION if widths[action] == 7 else [f"action_{i}" for i in range(widths[action])],
         action={"meaning": "as recorded; LIBERO's sets: dx, dy, dz, drx, dry, drz, gripper -1 open, +1 closed", "range": [-1, 1], "unit": None},
-        cameras={camera: {"orientation": MIRRORED, "size": _picture_size(feature)} for camera, feature in cameras.items()},
+        cameras={camera: {"orientation": MIRRORED, "size": size} for camera, size in cameras.items()},
         success=RECORDED,
         episodes=episodes,
         read=lambda listed, pictures: _read(listed, pictures, cameras, state, action, widths),
@@ -66,23 +68,46 @@ def _version(path: Path) -> Path:
     return found[-1]
 
 
-def _steps(folder: Path) -> dict:
-    """{name: feature} of a step, observation flattened into a dict of its own."""
+class _Shape(BaseModel):
+    dimensions: list[PositiveInt] = []  # strings in the file
+
+
+class _Array(BaseModel):
+    shape: _Shape = _Shape()
+
+
+class _Feature(BaseModel):
+    tensor: _Array | None = None
+    image: _Array | None = None
+
+
+class _Steps(BaseModel):
+    """The features of a step, as far as they are numbers and pictures."""
+
+    step: dict[str, _Feature]
+    observation: dict[str, _Feature]
+
+
+def _steps(folder: Path) -> _Steps:
     path = folder / "features.json"
     try:
-        tree = json.loads(path.read_text())["featuresDict"]["features"]["steps"]["sequence"]["feature"]["featuresDict"]["features"]
-        return tree | {"observation": tree["observation"]["featuresDict"]["features"]}
+        step = json.loads(path.read_text())["featuresDict"]["features"]["steps"]["sequence"]["feature"]["featuresDict"]["features"]
+        found = {"step": step, "observation": step["observation"]["featuresDict"]["features"]}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not the features of an RLDS dataset ({error}); expected steps with an observation") from error
+    return validated(_Steps, found, str(path))
 
 
-def _width(feature: dict) -> int:
-    return int(np.prod([int(size) for size in feature["tensor"]["shape"].get("dimensions", [])], dtype=int))
+def _width(feature: _Feature) -> int:
+    return math.prod(feature.tensor.shape.dimensions)
 
 
-def _picture_size(feature: dict) -> list[int]:
+def _picture_size(feature: _Feature, where: str) -> list[int]:
     """[H, W]"""
-    return [int(size) for size in feature["image"]["shape"]["dimensions"][:2]]
+    dimensions = feature.image.shape.dimensions
+    if len(dimensions) != 3 or dimensions[2] != 3 or max(dimensions) > LARGEST:
+        raise UserError(f"{where}: shape {dimensions}, expected [height, width, 3] with sides of {LARGEST} at most")
+    return dimensions[:2]
 
 
 def _instruction(example: dict) -> str:
@@ -91,7 +116,7 @@ def _instruction(example: dict) -> str:
     return found.pop().decode() if len(found) == 1 else ""
 
 
-def _read(listed: Listed, pictures: bool, cameras: dict, state: list[str], action: str, widths: dict[str, int]) -> Episode:
+def _read(listed: Listed, pictures: bool, cameras: dict[str, list[int]], state: list[str], action: str, widths: dict[str, int]) -> Episode:
     shard, offset, length = listed.key
     where = f"{shard.parent}/{listed.name}"
     example = read_record(shard, offset, length)
@@ -100,20 +125,21 @@ def _read(listed: Listed, pictures: bool, cameras: dict, state: list[str], actio
     if count < 2:
         raise UserError(f"{where}: {count} steps, expected two at least; drop the episode")
     states = [_numbers(example, f"steps/observation/{name}", widths[name], where) for name in state]
-    reward = example.get("steps/reward", np.zeros(count))
+    reward = _numbers(example, "steps/reward", 1, where) if "steps/reward" in example else np.zeros((count, 1))
+    if len(reward) != count:
+        raise UserError(f"{where}, reward: {len(reward)} numbers for {count} steps; drop the episode")
     frames = {}
-    for camera, feature in cameras.items() if pictures else ():
+    for camera, (height, width) in cameras.items() if pictures else ():
         encoded = example.get(f"steps/observation/{camera}", [])
         if len(encoded) != count:
             raise UserError(f"{where}, {camera}: {len(encoded)} pictures for {count} steps; drop the episode")
-        height, width = _picture_size(feature)
         frames[camera] = np.stack([decoded(data, height, width, f"{where}, {camera}, step {t}") for t, data in enumerate(encoded)])
     for name, values in zip(state, states):
         if len(values) != count:
             raise UserError(f"{where}, {name}: {len(values)} rows for {count} steps; drop the episode")
         check_finite(where, name, values)
     check_finite(where, action, actions)
-    achieved = bool(np.max(reward) >= 1)
+    achieved = bool(reward.max() >= 1)
     return Episode(
         frames=frames,
         states=np.concatenate(states, 1).astype(np.float32),

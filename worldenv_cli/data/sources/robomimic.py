@@ -7,7 +7,7 @@ import numpy as np
 from ...errors import UserError
 from ..layout import Episode, check_finite
 from . import hdf5
-from .source import RECORDED, UPRIGHT, Listed, Source, SourceConfig, so_far, unit_range
+from .source import RECORDED, UPRIGHT, Listed, Source, SourceConfig, so_far, unit_range, validated
 
 STATE = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")
 ARM = ["dx", "dy", "dz", "drx", "dry", "drz"]
@@ -16,37 +16,33 @@ ARM = ["dx", "dy", "dz", "drx", "dry", "drz"]
 def open_robomimic(path: Path, config: SourceConfig) -> Source:
     with hdf5.opened(path) as file:
         data = hdf5.group(file, hdf5.DEMOS, str(path))
-        settings = hdf5.json_attribute(data, "env_args", str(path))
+        settings = validated(hdf5.EnvironmentArguments, hdf5.json_attribute(data, "env_args", str(path)), f"{path}, env_args")
         demos = _filtered(file, path, config.filter_key)
         if not demos:
             raise UserError(f"{path}: no demonstrations, expected data/demo_0 and so on; check the path and --filter-key")
-        episodes = [
-            Listed(f"{path.name}: {demo}", config.instruction or "", hdf5.group(data[demo], "actions", f"{path}: {demo}").shape[0], (path, demo))
-            for demo in demos
-        ]
+        episodes = [Listed(f"{path.name}: {demo}", config.instruction or "", _steps(data, demo, path, config), (path, demo)) for demo in demos]
         first = data[demos[0]]
         where = f"{path}: {demos[0]}"
         observations = hdf5.group(first, "obs", where)
-        cameras = {name: [int(side) for side in observations[name].shape[1:3]] for name in observations if name.endswith("_image")}
+        cameras = {name: [int(side) for side in hdf5.shape(observations, name, where, 4)[1:3]] for name in observations if name.endswith("_image")}
         state = list(config.state or STATE)
         names = [
             f"{name.removeprefix('robot0_')}_{i}" for name in state for i in range(int(np.prod(hdf5.group(observations, name, where).shape[1:])))
         ]
-        size = hdf5.group(first, config.action or "actions", where).shape[1]
+        size = hdf5.shape(first, config.action or "actions", where, 2)[1]
         known = hdf5.json_attribute(first, "camera_info", where) if "camera_info" in first.attrs else {}
-    arguments = settings.get("env_kwargs", {})
-    controller = arguments.get("controller_configs", {})
+    kind = settings.env_kwargs.controller_configs.get("type", "unknown")
     return Source(
         format="robomimic",
         path=path,
-        control_hz=int(arguments.get("control_freq", 20)),
-        robot=str(arguments.get("robots", ["unknown"])[0]).lower(),
+        control_hz=settings.env_kwargs.control_freq,
+        robot=settings.robot,
         state_names=names,
         action_names=[*ARM, "gripper"] if size == 7 else [f"action_{i}" for i in range(size)],
         action={
-            "meaning": f"input of the {controller.get('type', 'unknown')} controller of {settings.get('env_name')}; gripper -1 opens, +1 closes",
+            "meaning": f"input of {settings.env_name}'s controller ({kind}); gripper -1 opens, +1 closes",
             "range": [-1, 1],
-            "unit": [*controller["output_max"], 1.0] if len(controller.get("output_max", ())) == size - 1 else None,
+            "unit": settings.unit(size),
         },
         cameras={name.removesuffix("_image"): {"orientation": UPRIGHT, "size": size, **_geometry(known, name)} for name, size in cameras.items()},
         success=RECORDED,
@@ -55,10 +51,14 @@ def open_robomimic(path: Path, config: SourceConfig) -> Source:
     )
 
 
+def _steps(data, demo: str, path: Path, config: SourceConfig) -> int:
+    return hdf5.shape(hdf5.group(data, demo, str(path)), config.action or "actions", f"{path}: {demo}", 2)[0]
+
+
 def _geometry(known: dict, camera: str) -> dict:
     """Intrinsics and camera-to-world extrinsics, where the file has them; those of a camera on the hand change with the hand."""
-    found = known.get(camera.removesuffix("_image"), {})
-    return {key: found[key] for key in ("intrinsics", "extrinsics") if key in found and "hand" not in camera}
+    found = known.get(camera.removesuffix("_image"))
+    return {key: found[key] for key in ("intrinsics", "extrinsics") if isinstance(found, dict) and key in found and "hand" not in camera}
 
 
 def _filtered(file, path: Path, key: str | None) -> list[str]:
@@ -80,7 +80,7 @@ def _read(listed: Listed, pictures: bool, cameras: list[str], state: list[str], 
     where = f"{path}: {demo}"
     with hdf5.opened(path) as file:
         data = hdf5.group(hdf5.group(file, hdf5.DEMOS, str(path)), demo, str(path))
-        actions, rewards = hdf5.array(data, config.action or "actions", where), hdf5.array(data, "rewards", where)
+        actions, rewards = hdf5.table(data, config.action or "actions", where), hdf5.array(data, "rewards", where)
         before, after = hdf5.group(data, "obs", where), hdf5.group(data, "next_obs", where) if "next_obs" in data else None
         frames = {name: _with_last(before, after, name, where) for name in cameras if pictures}
         states = [_with_last(before, after, name, where) for name in state]
@@ -93,7 +93,8 @@ def _read(listed: Listed, pictures: bool, cameras: list[str], state: list[str], 
     played = shown - 1  # without next_obs nobody saw what the last action led to
     if played < 1:
         raise UserError(f"{where}: {steps} steps, expected one at least with a picture after it; drop the demonstration")
-    check_finite(where, "actions", actions)
+    for name, values in {"actions": actions, **dict(zip(state, states))}.items():
+        check_finite(where, name, values.reshape(len(values), -1))
     return Episode(
         frames={name.removesuffix("_image"): values for name, values in frames.items()},
         states=np.concatenate([values.reshape(shown, -1) for values in states], 1).astype(np.float32),
@@ -106,4 +107,9 @@ def _read(listed: Listed, pictures: bool, cameras: list[str], state: list[str], 
 
 def _with_last(before, after, name: str, where: str) -> np.ndarray:
     values = hdf5.pictures(before, name, where) if name.endswith("_image") else hdf5.array(before, name, where)
-    return values if after is None or not len(values) else np.concatenate([values, hdf5.array(after, name, where)[-1:]])
+    if after is None or not len(values):
+        return values
+    following = hdf5.array(after, name, where)
+    if following.shape != values.shape:
+        raise UserError(f"{where}, {name}: {following.shape} in next_obs, but {values.shape} in obs; drop the demonstration")
+    return np.concatenate([values, following[-1:]])

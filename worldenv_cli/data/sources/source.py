@@ -3,13 +3,15 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
-from pydantic import Field
+from pydantic import BaseModel, Field, ValidationError
 
 from ...config import Config
 from ...errors import UserError
 from ..layout import Episode
+from ..pictures import AGAIN
 
 UPRIGHT, MIRRORED = "upright, not mirrored", "upright, mirrored left to right"
 ASSUMED = "assumed at the last frame: the source holds demonstrations and does not record it"
@@ -53,6 +55,19 @@ class Source:
     success: str  # RECORDED or ASSUMED
     episodes: list[Listed]
     read: Callable[[Listed, bool], Episode]
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def validated(model: type[Model], data, where: str) -> Model:
+    """What a source says about itself, once every field has the type that is needed here; fields that are not are ignored."""
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        field = ".".join(str(part) for part in wrong["loc"]) or "the whole"
+        raise UserError(f"{where}: {field} is {repr(wrong['input'])[:60]} ({wrong['msg']}); {AGAIN}") from error
 
 
 def success_at_the_end(length: int) -> np.ndarray:
