@@ -319,9 +319,15 @@ def test_writes_as_lerobot_wrote(tmp_path):
 
 
 @needs_fixture
-def test_video_datasets_are_refused():
-    with pytest.raises(UserError, match=r"video/meta/info.json: observation.images.image is video, expected pictures"):
-        read_dataset(FIXTURE / "video")
+def test_reads_the_videos_that_lerobot_wrote():
+    expected = np.load(FIXTURE / "video_expected.npz")
+    episodes = read_dataset(FIXTURE / "video")
+    frames = {name: np.concatenate([episode.frames[name] for episode in episodes]) for name in episodes[0].frames}
+    assert set(frames) == {"image", "wrist_image"}
+    for number in expected["indices"]:
+        for name, found in frames.items():
+            wanted = expected[f"{number}/observation.images.{name}"].transpose(1, 2, 0).astype(int)
+            assert np.abs(found[number] - wanted).max() <= 3, (number, name)
 
 
 def test_foreign_success_is_made_cumulative(written, episodes, tmp_path):

@@ -49,7 +49,7 @@ def ingest(
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the run, or of the dataset.", show_default=False)] = None,
     format: Format = None,
     demos_per_task: Annotated[int | None, typer.Option(min=1, help="Episodes of each task, drawn by --seed; else all.")] = None,
-    tasks: Annotated[list[str] | None, typer.Option("--task", help="Only this instruction. May be repeated.")] = None,
+    tasks: Annotated[list[str] | None, typer.Option("--tasks", help="Only this instruction. May be repeated.")] = None,
     cameras: Annotated[str | None, typer.Option(metavar="OLD=NEW,...", help="Only these cameras, under these names.")] = None,
     resize: Annotated[str | None, typer.Option(metavar="HxW", help="Size of every picture, in pixels.")] = None,
     state: State = None,
@@ -58,6 +58,7 @@ def ingest(
     filter_key: FilterKey = None,
     drop_no_ops: Annotated[bool, typer.Option("--drop-no-ops", help="LIBERO: leave out steps that move nothing.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of the draw of --demos-per-task.")] = 0,
+    video: Annotated[bool, typer.Option("--video", help="Keep pictures as H.264 video instead of exactly.")] = False,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out and list episodes that cannot be read.")] = False,
     dry_run: DryRun = False,
     force: Force = False,
@@ -74,7 +75,7 @@ def ingest(
             raise UserError("--out is missing: expected the folder of the dataset that is made from recorded data")
         opened = _opened(sources, format, state, action, instruction, filter_key, drop_no_ops)
         chosen = {"demos_per_task": demos_per_task, "tasks": tasks, "cameras": camera_names(cameras), "resize": picture_size(resize)}
-        ingest_sources(opened, out, Selection(**chosen, seed=seed, skip_bad=skip_bad), dry_run=dry_run, force=force)
+        ingest_sources(opened, out, Selection(**chosen, seed=seed, video=video, skip_bad=skip_bad), dry_run=dry_run, force=force)
 
 
 @app.command()

@@ -34,6 +34,7 @@ class Selection(Config):
     cameras: dict[str, str] | None = Field(None, description="{name in the source: name in the dataset}; all as they are where it is not given")
     resize: tuple[int, int] | None = Field(None, description="(height, width) of every picture, in pixels")
     seed: int = 0
+    video: bool = Field(False, description="keep pictures as H.264 video, a tenth of the size, instead of exactly")
     skip_bad: bool = Field(False, description="leave out episodes that cannot be read, and list them, instead of stopping")
 
 
@@ -91,6 +92,7 @@ def ingest_sources(
         description=description,
         robot_type=first.robot,
         data_files_size_in_mb=file_size_in_mb,
+        video=selection.video,
         resume=True,
     )
     rows = read_rows(workshop)

@@ -17,6 +17,7 @@ TASKS = "meta/tasks.parquet"
 EPISODES = "meta/episodes/chunk-000/file-000.parquet"
 DESCRIPTION = "meta/worldenv.json"
 DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+VIDEO = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 FILES_IN_CHUNK = 1000
 CAMERA = "observation.images."
 INDICES = {"timestamp": "float32", "frame_index": "int64", "episode_index": "int64", "index": "int64", "task_index": "int64"}
@@ -58,7 +59,7 @@ def check_episode(where: str, episode: Episode, features: dict[str, dict]) -> No
     if steps == 0:
         raise UserError(f"{where}: no actions, expected one at least; drop the episode")
     found = {CAMERA + camera: frames for camera, frames in episode.frames.items()}
-    cameras = {name for name, feature in features.items() if feature["dtype"] == "image"}
+    cameras = {name for name, feature in features.items() if feature["dtype"] in ("image", "video")}
     if set(found) != cameras:
         raise UserError(f"{where}: cameras {sorted(found)}, expected {sorted(cameras)} as in episode 0; split the dataset by cameras")
     found |= {"observation.state": episode.states, "action": episode.actions, "success": episode.success}

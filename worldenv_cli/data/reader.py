@@ -17,12 +17,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..errors import UserError
-from .layout import CAMERA, CODEBASE_VERSION, DATA, DESCRIPTION, INFO, TASKS, Episode, check_finite
-from .pictures import AGAIN, decoded
+from .layout import CAMERA, CODEBASE_VERSION, DATA, DESCRIPTION, INFO, TASKS, VIDEO, Episode, check_finite
+from .pictures import AGAIN, decoded, video_frames
 
 
 def read_dataset(folder: Path | str) -> list[Episode]:
-    """All episodes, decoded. A foreign dataset will do as long as its pictures are inside the parquet files.
+    """All episodes, decoded, in memory. A foreign dataset will do as well as one of ours.
 
     The last row's action is dropped either way: in a closing row it is padding, in a foreign dataset nobody saw what it led to. Without a
     next.success column no frame counts as a success. Actions of foreign datasets come as they are, in [-1, 1] or not.
@@ -37,7 +37,7 @@ def read_dataset(folder: Path | str) -> list[Episode]:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for (chunk, file), group in itertools.groupby(rows, key=lambda row: (row["data/chunk_index"], row["data/file_index"])):
             path = placed(folder, info["data_path"], {"chunk_index": chunk, "file_index": file}, "data_path", DATA)
-            episodes.extend(_read_file(path, list(group), info["features"], tasks, pool))
+            episodes.extend(_read_file(folder, info, path, list(group), tasks, pool))
     return episodes
 
 
@@ -60,9 +60,6 @@ def _read_info(folder: Path) -> dict:
     missing = {"observation.state", "action"} - set(info["features"])
     if missing:
         raise UserError(f"{path}: no feature {sorted(missing)} among {sorted(info['features'])}; rename the columns as LeRobot does")
-    for name, feature in info["features"].items():
-        if feature["dtype"] == "video":
-            raise UserError(f"{path}: {name} is video, expected pictures (dtype image) in the parquet files; ingest the dataset first")
     return info
 
 
@@ -98,7 +95,16 @@ def read_rows(folder: Path) -> list[dict]:
     """meta/episodes, a dict for each episode."""
     wanted = ["episode_index", "length", "data/chunk_index", "data/file_index"]
     paths = sorted(folder.glob("meta/episodes/chunk-*/file-*.parquet"))
-    return [row for path in paths for row in read_table(path, wanted, ("tasks", "worldenv_info")).to_pylist()]
+    found = [row for path in paths for row in read_table(path, wanted, ("tasks", "worldenv_info")).to_pylist()]
+    filmed = [row for path in paths for row in _video_places(path)]
+    return [row | places for row, places in zip(found, filmed, strict=True)]
+
+
+def _video_places(path: Path) -> list[dict]:
+    """Where each episode of a meta/episodes file lies in its videos; an empty dict where it has none."""
+    with pq.ParquetFile(path) as file:
+        names = [name for name in file.schema_arrow.names if name.startswith("videos/")]
+        return file.read(names).to_pylist() if names else [{}] * file.metadata.num_rows
 
 
 def read_tasks(folder: Path) -> dict[int, str]:
@@ -124,10 +130,13 @@ def placed(folder: Path, template: str, values: dict[str, int | str], field: str
     return folder / path
 
 
-def _read_file(path: Path, rows: list[dict], features: dict, tasks: dict[int, str], pool: ThreadPoolExecutor) -> Iterator[Episode]:
+def _read_file(folder: Path, info: dict, path: Path, rows: list[dict], tasks: dict[int, str], pool: ThreadPoolExecutor) -> Iterator[Episode]:
     """The episodes of one data file, decoded side by side."""
-    wanted = [name for name in features if name.startswith(CAMERA) or name in ("observation.state", "action", "next.success")]
-    table = read_table(path, [*wanted, "episode_index", "task_index"])
+    features = info["features"]
+    filmed = {name: feature for name, feature in features.items() if feature["dtype"] == "video"}
+    stored = [name for name in features if name.startswith(CAMERA) and name not in filmed]
+    wanted = [*stored, *(name for name in ("observation.state", "action", "next.success") if name in features)]
+    table = read_table(path, [*wanted, "timestamp", "episode_index", "task_index"] if filmed else [*wanted, "episode_index", "task_index"])
     owner = table["episode_index"].to_numpy()
 
     def read(row: dict) -> Episode:
@@ -137,12 +146,16 @@ def _read_file(path: Path, rows: list[dict], features: dict, tasks: dict[int, st
             raise UserError(f"{where}: {len(mine)} rows, expected {row['length']} in one piece; {AGAIN}")
         if len(mine) < 2:
             raise UserError(f"{where}: {len(mine)} row, expected two at least, the frames before and after an action; drop the episode")
-        return _read_episode(where, table.slice(mine[0], len(mine)), features, tasks, json.loads(row.get("worldenv_info") or "{}"))
+        mine = table.slice(mine[0], len(mine))
+        episode = _read_episode(where, mine, stored, features, tasks, json.loads(row.get("worldenv_info") or "{}"))
+        for name, feature in filmed.items():
+            episode.frames[name.removeprefix(CAMERA)] = _read_video(folder, info, row, name, feature, mine["timestamp"].to_numpy())
+        return episode
 
     return pool.map(read, rows)
 
 
-def _read_episode(where: str, table: pa.Table, features: dict, tasks: dict[int, str], facts: dict) -> Episode:
+def _read_episode(where: str, table: pa.Table, cameras: list[str], features: dict, tasks: dict[int, str], facts: dict) -> Episode:
     numbers = set(table["task_index"].to_pylist())
     if len(numbers) != 1 or not numbers <= tasks.keys():
         raise UserError(f"{where}: task_index {sorted(numbers)}, expected one of {TASKS} for the whole episode; split it by instruction")
@@ -150,9 +163,17 @@ def _read_episode(where: str, table: pa.Table, features: dict, tasks: dict[int, 
     success = np.zeros(len(table), dtype=bool)
     if "next.success" in features:
         success[1:] = np.logical_or.accumulate(table["next.success"].to_numpy()[:-1].astype(bool))
-    cameras = [name for name in features if name.startswith(CAMERA)]
     frames = {name.removeprefix(CAMERA): read_frames(f"{where}, {name}", table[name], features[name]) for name in cameras}
     return Episode(frames, states, actions[:-1], success, tasks[numbers.pop()], facts)
+
+
+def _read_video(folder: Path, info: dict, row: dict, name: str, feature: dict, timestamps: np.ndarray) -> np.ndarray:
+    """(rows, H, W, 3) uint8."""
+    numbers = {key: row.get(f"videos/{name}/{key}", 0) for key in ("chunk_index", "file_index")} | {"video_key": name}
+    file = placed(folder, info.get("video_path") or "", numbers, "video_path", VIDEO)
+    wanted = np.round((row.get(f"videos/{name}/from_timestamp", 0) + timestamps) * info["fps"]).astype(int)
+    height, width = feature["shape"][:2] if feature["shape"][2] == 3 else feature["shape"][1:]
+    return video_frames(file, wanted, height, width, info["fps"])
 
 
 def read_numbers(where: str, column: pa.ChunkedArray, name: str, shape: list[int]) -> np.ndarray:

@@ -29,11 +29,15 @@ from .layout import (
     INFO,
     STATISTICS,
     TASKS,
+    VIDEO,
     Episode,
     check_episode,
     make_features,
 )
+from .video_writer import VideoFiles, video_feature
 from .written import UNFINISHED, Written
+
+VIDEO_SIZE = 200 * 2**20  # bytes, all cameras together, from which the next episode begins new files
 
 
 def write_dataset(
@@ -46,12 +50,14 @@ def write_dataset(
     description: dict,
     robot_type: str,
     data_files_size_in_mb: int = 100,
+    video: bool = False,
     resume: bool = False,
 ) -> None:
     """Write straight into `folder`, `meta/info.json` last: a folder without it was cut off. The caller makes the folder appear at once.
 
     fps is the rate of the actions (control steps), in Hz; `description` becomes meta/worldenv.json. With `resume` the episodes go on behind
-    those of the data files that a call before has finished: see `finished_episodes`.
+    those of the data files that a call before has finished: see `finished_episodes`. Pictures are PNG inside the tables, nothing lost, or with
+    `video` H.264 beside them.
     """
     folder = Path(folder)
     if (folder / INFO).exists() or ((folder / "data").exists() and not resume):
@@ -59,15 +65,20 @@ def write_dataset(
     if not isinstance(fps, int) or fps < 1:
         raise UserError(f"{folder}: fps is {fps!r}, expected a whole number of actions a second, one at least; change the control rate")
     written = Written(folder, resume=resume)
-    with ThreadPoolExecutor(os.cpu_count()) as pool, _DataFiles(written, data_files_size_in_mb * 2**20) as files:
+    filmed = VideoFiles(folder, fps) if video else None
+    with ThreadPoolExecutor(os.cpu_count()) as pool, _DataFiles(written, filmed, data_files_size_in_mb * 2**20) as files:
         for episode in episodes:
             where = f"{folder}: episode {len(written.rows)}"
-            written.features = written.features or make_features(where, episode, list(state_names), list(action_names))
+            if not written.features:
+                written.features = make_features(where, episode, list(state_names), list(action_names))
+                if video:
+                    cameras = {name: feature for name, feature in written.features.items() if feature["dtype"] == "image"}
+                    written.features |= {name: video_feature(feature["shape"], fps) for name, feature in cameras.items()}
             check_episode(where, episode, written.features)
-            encoded = {CAMERA + camera: pool.map(_encode, frames) for camera, frames in episode.frames.items()}  # while this thread counts
+            pictures = {} if video else episode.frames
+            encoded = {CAMERA + camera: pool.map(_encode, frames) for camera, frames in pictures.items()}  # while this thread counts
             numbers, row, colours = written.describe(episode, fps)
-            place = files.write(_table(numbers, encoded, _schema(written.features)))
-            written.add(numbers, row, colours, place)
+            written.add(numbers, row | files.write(_table(numbers, encoded, _schema(written.features)), episode.frames), colours)
     if not written.rows:
         raise UserError(f"{folder}: no episodes to write, expected one at least; check what they are made from")
     _write_meta(folder, written, description)
@@ -80,11 +91,11 @@ def write_dataset(
         "total_tasks": len(written.tasks),
         "chunks_size": FILES_IN_CHUNK,
         "data_files_size_in_mb": data_files_size_in_mb,
-        "video_files_size_in_mb": 200,
+        "video_files_size_in_mb": VIDEO_SIZE // 2**20,
         "fps": fps,
         "splits": {"train": f"0:{len(written.rows)}"},
         "data_path": DATA,
-        "video_path": None,
+        "video_path": VIDEO if video else None,
         "features": written.features,
     }
     (folder / INFO).write_text(json.dumps(info, indent=4))
@@ -108,13 +119,14 @@ def _write_meta(folder: Path, written: Written, description: dict) -> None:
 class _DataFiles:
     """The data files: one row group an episode, and a new file when the next episode would make the last one too large."""
 
-    def __init__(self, written: Written, size: int):
-        self.written, self.size = written, size  # bytes
+    def __init__(self, written: Written, filmed: VideoFiles | None, size: int):
+        self.written, self.filmed, self.size = written, filmed, size  # bytes
         self.sink, self.writer = None, None
 
-    def write(self, table: pa.Table) -> tuple[int, int]:
-        """Returns the (chunk, file) that the episode went into."""
-        if self.writer is not None and self.sink.tell() + table.nbytes > self.size:
+    def write(self, table: pa.Table, frames: dict[str, np.ndarray]) -> dict[str, float | int]:
+        """Returns where the episode went, as meta/episodes says it."""
+        full = self.writer is not None and self.sink.tell() + table.nbytes > self.size
+        if full or (self.filmed and self.filmed.size > VIDEO_SIZE):
             self._finish()
         place = divmod(self.written.files, FILES_IN_CHUNK)
         if self.writer is None:
@@ -123,7 +135,8 @@ class _DataFiles:
             self.sink = path.open("wb")
             self.writer = pq.ParquetWriter(self.sink, table.schema, compression="snappy")
         self.writer.write_table(table, row_group_size=len(table))
-        return place
+        found = {"data/chunk_index": place[0], "data/file_index": place[1]}
+        return found | (self.filmed.write(frames, self.written.files) if self.filmed else {})
 
     def _finish(self) -> None:
         self._close()
@@ -132,6 +145,8 @@ class _DataFiles:
     def _close(self) -> None:
         self.writer.close()
         self.sink.close()
+        if self.filmed:
+            self.filmed.close()
         self.writer = None
 
     def __enter__(self) -> Self:
@@ -153,7 +168,7 @@ def _schema(features: dict[str, dict]) -> pa.Schema:
         value = datasets.Value(feature["dtype"])
         return value if feature["shape"] == [1] else datasets.List(value, length=feature["shape"][0])
 
-    return datasets.Features({name: column_type(feature) for name, feature in features.items()}).arrow_schema
+    return datasets.Features({name: column_type(feature) for name, feature in features.items() if feature["dtype"] != "video"}).arrow_schema
 
 
 def _table(numbers: dict[str, np.ndarray], encoded: dict[str, Iterable[bytes]], schema: pa.Schema) -> pa.Table:

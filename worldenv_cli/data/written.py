@@ -55,9 +55,9 @@ class Written:
         }
         return numbers, row, colours
 
-    def add(self, numbers: dict, row: dict, colours: dict, place: tuple[int, int]) -> None:
-        """An episode that was written to (chunk, file)."""
-        self.rows.append(row | dict(zip(("data/chunk_index", "data/file_index"), place)))
+    def add(self, numbers: dict, row: dict, colours: dict) -> None:
+        """An episode that was written, its row completed by where."""
+        self.rows.append(row)
         for name, values in numbers.items():
             self._columns.setdefault(name, []).append(values)
         for total in (self._colours, self._file_colours):
@@ -87,7 +87,7 @@ class Written:
         note = read_json(self._note(number))
         self.features, self.tasks = note["features"], note["tasks"]
         self.rows += note["rows"]
-        names = [name for name, feature in self.features.items() if feature["dtype"] != "image"]
+        names = [name for name, feature in self.features.items() if feature["dtype"] not in ("image", "video")]
         table = pq.read_table(self._file(number), columns=names)
         for name in names:
             values = table[name].to_numpy(zero_copy_only=False)

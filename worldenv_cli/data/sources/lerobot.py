@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt, StrictInt
 
 from ...errors import UserError
-from ..layout import CAMERA, DATA, DESCRIPTION, INFO, Episode
+from ..layout import CAMERA, DATA, DESCRIPTION, INFO, VIDEO, Episode
 from ..pictures import AGAIN, video_frames
 from ..reader import placed, read_frames, read_json, read_numbers, read_table, read_tasks
 from .source import ASSUMED, RECORDED, Listed, Source, SourceConfig, so_far, success_at_the_end, unit_range, validated
@@ -22,7 +22,6 @@ from .source import ASSUMED, RECORDED, Listed, Source, SourceConfig, so_far, suc
 VERSIONS = ("v2.0", "v2.1", "v3.0")
 UNKNOWN = "unknown: the source does not record it"
 OLD_DATA = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
-VIDEO = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 
 
 LARGEST = 8192  # pixels a side
