@@ -1,6 +1,7 @@
 """Up to the Hub and down again, over real HTTP to a stand-in on the loopback interface."""
 
 import json
+import shutil
 
 import hub_stand_in
 import numpy as np
@@ -14,6 +15,7 @@ from worldenv_cli.data.dataset import read_dataset
 from worldenv_cli.errors import UserError
 from worldenv_cli.hub import commit_of, push, resolve
 from worldenv_cli.models import load_model, save_model
+from worldenv_cli.pipeline import run_stages
 from worldenv_cli.policies.compact import CompactPolicy
 from worldenv_cli.policies.observation import Observation
 
@@ -172,3 +174,18 @@ def test_offline_is_told(hub, monkeypatch):
     with pytest.raises(UserError, match="me/other: not"):
         resolve("me/other")
     assert hub.requests == []
+
+
+def test_a_run_that_was_pushed_and_pulled_evaluates_to_the_same_numbers(hub, finished, mini, tmp_path):
+    push(finished.folder, "me/run")
+    pulled = tmp_path / "pulled"
+    shutil.copytree(resolve("me/run"), pulled)
+    shutil.rmtree(pulled / "eval")
+    (pulled / "eval.json").unlink()
+    run_stages(mini, pulled)
+    before, after = (json.loads((folder / "eval.json").read_text()) for folder in (finished.folder, pulled))
+    for mine, theirs in zip(after["arms"], before["arms"], strict=True):
+        assert (mine["name"], mine["outcomes"]) == (theirs["name"], theirs["outcomes"])
+    assert after["comparisons"] == before["comparisons"] and after["trust_table"] == before["trust_table"]
+    assert [row["imagined"] for row in after["imagined_vs_real"]] == pytest.approx([row["imagined"] for row in before["imagined_vs_real"]], abs=1e-4)
+    assert (pulled / "sft" / "provenance.json").read_bytes() == (finished.folder / "sft" / "provenance.json").read_bytes()  # nothing was made again

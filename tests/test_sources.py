@@ -2,11 +2,14 @@
 
 import hashlib
 import json
+import re
 
 import numpy as np
 import pytest
 from recorded import FIXTURES, frames, lerobot_folder, libero_file, numbers, record, rlds_folder, robomimic_file
+from typer.testing import CliRunner
 
+from worldenv_cli.cli import app
 from worldenv_cli.data.sources import SourceConfig, detect, open_source
 from worldenv_cli.data.sources.tfrecord import crc32c
 from worldenv_cli.errors import UserError
@@ -279,9 +282,25 @@ BROKEN = {
         lambda p: lerobot_folder(p / "set", **{"observation.images.front": lambda n: [{"bytes": bomb(), "path": None}] * n}),
         "expected|not a whole PNG",
     ),
+    "version 3: episodes cut off": (lambda p: cut(version_3(p), 900, "meta/episodes/*/*.parquet"), "not a whole parquet file"),
+    "version 3: no episodes": (lambda p: without(version_3(p), "meta/episodes/*/*.parquet"), "no episodes"),
+    "version 3: no tasks": (lambda p: without(version_3(p), "meta/tasks.parquet"), "missing"),
+    "version 3: tasks are text": (lambda p: spoilt(version_3(p), "meta/tasks.parquet"), "not a whole parquet file"),
+    "version 3: table missing": (lambda p: without(version_3(p), "data/*/*.parquet"), "missing"),
+    "version 3: table cut off": (lambda p: cut(version_3(p), 2000, "data/*/*.parquet"), "not a whole parquet file"),
+    "version 3: video missing": (lambda p: without(version_3(p), "videos/*/*/*.mp4"), "missing"),
+    "version 3: video cut off": (lambda p: cut(version_3(p), 500, "videos/*/*/*.mp4"), "not a whole video|ends before"),
     "nothing there": (lambda p: p / "nothing", "does not exist"),
     "an empty folder": (lambda p: p, "none of lerobot"),
 }
+
+
+def version_3(folder):
+    """A dataset of ours, with video."""
+    path, out = robomimic_file(folder / "image.hdf5"), folder / "set"
+    done = CliRunner().invoke(app, ["ingest", str(path), "--out", str(out), "--instruction", "lift", "--video"])
+    assert done.exit_code == 0, done.output
+    return out
 
 
 def cut(path, size, pattern="**/*.tfrecord*"):
@@ -335,12 +354,13 @@ def bomb():
 
 @pytest.mark.parametrize("case", BROKEN)
 def test_broken_data_is_told_in_one_line(tmp_path, case):
+    """By the command, with exit code 2, and nothing is left behind."""
     make, reason = BROKEN[case]
-    with pytest.raises(UserError, match=reason) as told:
-        source = opened(make(tmp_path), instruction="lift")
-        for listed in source.episodes:
-            source.read(listed, True)
-    assert "\n" not in str(told.value) and str(tmp_path) in str(told.value)
+    path, out = make(tmp_path), tmp_path / "out" / "set"
+    result = CliRunner().invoke(app, ["ingest", str(path), "--out", str(out), "--instruction", "lift"])
+    assert result.exit_code == 2 and result.stderr.startswith("error: ") and result.stderr.count("\n") == 1, result.output
+    assert re.search(reason, result.stderr) and str(tmp_path) in result.stderr, result.stderr
+    assert not out.exists()
 
 
 def test_links_out_of_an_hdf5_file_are_not_followed(tmp_path):

@@ -36,7 +36,7 @@ def video_frames(path: Path, numbers: np.ndarray, height: int, width: int, fps: 
     try:
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
+            stream.codec_context.thread_count = 1  # episodes are decoded side by side
             if (stream.height, stream.width) != (height, width):
                 raise UserError(f"{path}: pictures of {stream.height} x {stream.width}, expected {height} x {width} as meta/info.json says; {AGAIN}")
             container.seek(int(numbers[0] / fps / stream.time_base), stream=stream)
