@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from worldenv_cli.cli import app
 from worldenv_cli.data.sources import SourceConfig, detect, open_source
+from worldenv_cli.data.sources.geometry import mujoco_camera
 from worldenv_cli.data.sources.tfrecord import crc32c
 from worldenv_cli.errors import UserError
 
@@ -109,7 +110,6 @@ def test_robomimic_is_as_it_lies():
             np.testing.assert_array_equal(episode.frames["agentview"][-1], raw["next_obs/agentview_image"][-1])
             np.testing.assert_allclose(episode.states[:-1, :3], raw["obs/robot0_eef_pos"][:], atol=1e-6)
             assert not episode.success.any()  # random actions
-    assert source.cameras["agentview"]["intrinsics"][0][0] == pytest.approx(101.397, abs=1e-3)
     assert [listed.steps for listed in source.episodes] == [12, 9, 15, 10]
     trained = opened(path, instruction="lift", filter_key="train")
     assert [listed.name for listed in trained.episodes] == [f"image.hdf5: demo_{i}" for i in (1, 2, 3)]
@@ -374,3 +374,39 @@ def test_links_out_of_an_hdf5_file_are_not_followed(tmp_path):
         file["data/demo_0/actions"] = h5py.ExternalLink("secret.hdf5", "x")
     with pytest.raises(UserError, match="a link to another file"):
         opened(path)
+
+
+# Where cameras stand
+
+LOOKING_DOWN = '<mujoco><worldbody><camera name="top" pos="0 0 2" quat="1 0 0 0" fovy="90"/><body><camera name="hand"/></body></worldbody></mujoco>'
+
+
+def projected(camera, point):
+    u, v, w = np.array(camera["intrinsics"]) @ np.array(camera["extrinsics"])[:3] @ np.r_[point, 1]
+    return u / w, v / w, w
+
+
+def test_a_mujoco_camera_in_our_convention():
+    """From two metres above, 90 degrees wide: half a metre is a quarter of the way from the centre to the edge; y is up in the picture."""
+    camera = mujoco_camera(LOOKING_DOWN, "top", (100, 200), mirrored=False)
+    assert projected(camera, (0, 0, 0)) == pytest.approx((100, 50, 2))
+    assert projected(camera, (0.5, 0, 0))[:2] == pytest.approx((112.5, 50)) and projected(camera, (0, 0.5, 0))[:2] == pytest.approx((100, 37.5))
+    mirrored = mujoco_camera(LOOKING_DOWN, "top", (100, 200), mirrored=True)
+    assert projected(mirrored, (0.5, 0, 0))[:2] == pytest.approx((87.5, 50))
+    for model, name in ((LOOKING_DOWN, "hand"), (LOOKING_DOWN, "other"), ("no XML", "top"), ("<mujoco/>", "top")):
+        assert mujoco_camera(model, name, (100, 200), mirrored=False) == {}
+
+
+@needs_fixtures
+@pytest.mark.parametrize("path, camera", [("libero_hdf5", "image"), ("robomimic_hdf5/image.hdf5", "agentview")])
+def test_the_hand_is_seen_where_the_camera_says(path, camera):
+    """What changes between the first and the last picture lies around the two places of the hand, mirrored pictures included."""
+    source = opened(FIXTURES / path, instruction="lift")
+    for listed in source.episodes:
+        episode = source.read(listed, True)
+        first, last = (np.array(projected(source.cameras[camera], episode.states[t, :3])[:2]) for t in (0, -1))
+        changed = np.abs(episode.frames[camera][0].astype(int) - episode.frames[camera][-1]).max(-1) > 40
+        rows, columns = np.nonzero(changed)
+        height, width = changed.shape
+        assert abs(columns.mean() - (first[0] + last[0]) / 2) < 0.08 * width
+        assert (0 <= first).all() and first[0] < width and first[1] < height and rows.min() - 5 <= max(first[1], last[1]) <= rows.max() + 5

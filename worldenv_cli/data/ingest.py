@@ -213,6 +213,7 @@ SCHEMA: dict[str, Callable[[Source], object]] = {
     "cameras": lambda source: sorted(source.cameras),
     "orientation": lambda source: {camera: found.get("orientation") for camera, found in sorted(source.cameras.items())},
     "picture sizes": _sizes,
+    "camera poses": lambda source: {camera: found.get("extrinsics") for camera, found in sorted(source.cameras.items())},
     "robot": lambda source: source.robot,
 }
 

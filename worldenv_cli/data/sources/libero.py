@@ -12,6 +12,7 @@ import numpy as np
 from ...errors import UserError
 from ..layout import Episode, check_finite
 from . import hdf5
+from .geometry import mujoco_camera
 from .source import ASSUMED, MIRRORED, Listed, Source, SourceConfig, success_at_the_end, unit_range, validated
 
 CAMERAS = {"agentview_rgb": "image", "eye_in_hand_rgb": "wrist_image"}  # the names that the field's datasets use
@@ -49,7 +50,7 @@ def open_libero(path: Path, config: SourceConfig) -> Source:
         state_names=[],
         action_names=ACTION_NAMES,
         action=_action(units[0]),
-        cameras=_cameras(episodes[0]),
+        cameras=_cameras({file: demo for file, demo in reversed([listed.key for listed in episodes])}),
         success=ASSUMED,
         episodes=episodes,
         read=lambda listed, pictures: _read(listed, pictures, list(state), config),
@@ -74,12 +75,24 @@ def _action(unit: list[float]) -> dict:
     }
 
 
-def _cameras(listed: Listed) -> dict[str, dict]:
-    file, demo = listed.key
-    with hdf5.opened(file) as opened:
-        observations = hdf5.group(opened[hdf5.DEMOS][demo], "obs", f"{file}: {demo}")
-        sizes = {camera: hdf5.shape(observations, name, f"{file}: {demo}", 4)[1:3] for name, camera in CAMERAS.items()}
-    return {camera: {"orientation": MIRRORED, "size": [int(side) for side in size]} for camera, size in sizes.items()}
+def _cameras(files: dict[Path, str]) -> dict[str, dict]:
+    """{camera: its description}, from one demonstration of each file. Where a camera stands is told if it is the same in all of them."""
+    found = []
+    for file, demo in files.items():
+        where = f"{file}: {demo}"
+        with hdf5.opened(file) as opened:
+            data = hdf5.group(hdf5.group(opened, hdf5.DEMOS, str(file)), demo, str(file))
+            observations, model = hdf5.group(data, "obs", where), str(data.attrs.get("model_file", ""))
+            sizes = {name: [int(side) for side in hdf5.shape(observations, name, where, 4)[1:3]] for name in CAMERAS}
+        found.append(
+            {
+                camera: {"orientation": MIRRORED, "size": sizes[name], **mujoco_camera(model, name.removesuffix("_rgb"), sizes[name], mirrored=True)}
+                for name, camera in CAMERAS.items()
+            }
+        )
+    if all(cameras == found[0] for cameras in found):
+        return found[0]
+    return {camera: {"orientation": MIRRORED, "size": known["size"]} for camera, known in found[0].items()}
 
 
 def _state_names(listed: Listed, state: dict[str, list[str] | None]) -> list[str]:

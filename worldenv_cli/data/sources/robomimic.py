@@ -7,6 +7,7 @@ import numpy as np
 from ...errors import UserError
 from ..layout import Episode, check_finite
 from . import hdf5
+from .geometry import from_camera_to_world
 from .source import RECORDED, UPRIGHT, Listed, Source, SourceConfig, so_far, unit_range, validated
 
 STATE = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")
@@ -56,9 +57,11 @@ def _steps(data, demo: str, path: Path, config: SourceConfig) -> int:
 
 
 def _geometry(known: dict, camera: str) -> dict:
-    """Intrinsics and camera-to-world extrinsics, where the file has them; those of a camera on the hand change with the hand."""
+    """Intrinsics and extrinsics, where the file has them; those of a camera on the hand change with the hand."""
     found = known.get(camera.removesuffix("_image"))
-    return {key: found[key] for key in ("intrinsics", "extrinsics") if isinstance(found, dict) and key in found and "hand" not in camera}
+    if "hand" in camera or not isinstance(found, dict) or not {"intrinsics", "extrinsics"} <= found.keys():
+        return {}
+    return {"intrinsics": found["intrinsics"], "extrinsics": from_camera_to_world(found["extrinsics"])}
 
 
 def _filtered(file, path: Path, key: str | None) -> list[str]:
