@@ -17,6 +17,7 @@ from worldenv_cli.hub import commit_of, push, resolve
 from worldenv_cli.models import load_model, save_model
 from worldenv_cli.pipeline import run_stages
 from worldenv_cli.policies.compact import CompactPolicy
+from worldenv_cli.policies.lora import AdaptedPolicy, LoraSettings
 from worldenv_cli.policies.observation import Observation
 
 
@@ -104,6 +105,33 @@ def test_an_upload_that_was_cut_off_goes_on(hub, tmp_path, monkeypatch):
     assert 0 < len(before) < 3 and len(hub.puts) == len(set(hub.puts)) == 3
     files = hub.repositories["models/me/run"]
     assert sorted(files.commits[files.refs["main"]]) == ["part0/weights.bin", "part1/weights.bin", "part2/weights.bin", "recipe.yaml"]
+
+
+def test_an_adapter_goes_up_as_it_is_or_merged(hub, policy_folder, tmp_path):
+    policy = AdaptedPolicy(load_model(policy_folder, "policy"), LoraSettings(rank=4, alpha=8)).eval()
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.02 * torch.randn_like(parameter))
+    folder = tmp_path / "tuned"
+    folder.mkdir()
+    save_model(folder, "policy", policy, {"seed": 0}, "# A tuned policy")
+    push(folder, "me/tuned", base_model="me/policy", datasets=["me/data", "you/data"])
+    push(folder, "me/whole", merged=True)
+    adapted, merged = CompactPolicy.from_pretrained("me/tuned"), CompactPolicy.from_pretrained("me/whole")
+    assert isinstance(adapted, AdaptedPolicy) and type(merged) is CompactPolicy
+    np.testing.assert_allclose(means(adapted), means(policy), atol=1e-6)
+    np.testing.assert_allclose(means(merged), means(policy), atol=1e-5)
+    files = [hub.repositories[f"models/me/{name}"] for name in ("tuned", "whole")]
+    card, other = (repository.commits[repository.refs["main"]]["README.md"].decode() for repository in files)
+    assert (
+        "base_model: me/policy\n" in card and "- me/data\n- you/data\n" in card and "library_name: worldenv\n" in card and "# A tuned policy" in card
+    )
+    assert other.startswith("---\nlibrary_name: worldenv\n") and "part of the weights" in other
+    with pytest.raises(UserError, match="a CompactPolicy has no adapter to merge"):
+        push(policy_folder, "me/policy", merged=True)
+    with pytest.raises(UserError, match="'data': expected a repository"):
+        push(folder, "me/tuned", datasets=["data"])
 
 
 def test_a_folder_of_a_run_is_a_reference_too(hub, policy_folder):

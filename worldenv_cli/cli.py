@@ -189,13 +189,16 @@ def push_to_hub(
     folder: Annotated[Path, typer.Argument(metavar="RUN|ARTIFACT", help="A run's folder, or that of one of its artifacts.")],
     repository: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Made where it is not there yet.")],
     public: Annotated[bool, typer.Option("--public", help="A new repository is private without this.")] = False,
+    merged: Annotated[bool, typer.Option("--merged", help="A policy's adapter as part of its weights.")] = False,
+    base_model: Annotated[str | None, typer.Option(metavar="OWNER/NAME", help="For the card: what it was made from.")] = None,
+    datasets: Annotated[list[str] | None, typer.Option("--dataset", metavar="OWNER/NAME", help="For the card. May be repeated.")] = None,
     debug: Debug = False,
 ):
     """A run or artifact -> the Hub, what changed of it."""
     with _told(debug):
         from .hub import push
 
-        print(push(folder, repository, public=public))
+        print(push(folder, repository, public=public, merged=merged, base_model=base_model, datasets=datasets or ()))
 
 
 @app.command()

@@ -5,7 +5,8 @@ part of a message.
 """
 
 import re
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,14 +19,29 @@ LEROBOT_TAG = "v3.0"  # lerobot looks for the tag that is the version of the for
 KEPT_HERE = [".*", "**/.*", "metrics/**", "**/*.partial*"]
 
 
-def push(folder: Path, repository: str, *, public: bool = False) -> str:
+def push(
+    folder: Path, repository: str, *, public: bool = False, merged: bool = False, base_model: str | None = None, datasets: Sequence[str] = ()
+) -> str:
     """Upload an artifact or a whole run and return its address; files that are there already are not sent again.
 
-    Raises UserError for a folder that is neither, a wrong name, and whatever the Hub refuses.
+    With `merged` a policy's adapter goes up as part of its weights. `base_model` and `datasets`, repositories owner/name, are written into the
+    card that lies in the folder too: artifacts do not count their cards. Raises UserError for a folder that is neither artifact nor run, a wrong
+    name, a policy without an adapter to merge, and whatever the Hub refuses.
     """
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", repository):
-        raise UserError(f"{repository!r}: expected a repository owner/name")
+    for name in (repository, *([base_model] if base_model else []), *datasets):
+        if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
+            raise UserError(f"{name!r}: expected a repository owner/name")
     kind = _kind(folder)
+    if base_model or datasets:
+        _complete_card(folder, base_model, datasets)
+    if merged:
+        with tempfile.TemporaryDirectory() as place:
+            _merge(folder, Path(place))
+            return _upload(Path(place), repository, kind, public)
+    return _upload(folder, repository, kind, public)
+
+
+def _upload(folder: Path, repository: str, kind: str, public: bool) -> str:
     repo_type = "dataset" if kind == "dataset" else "model"
     from huggingface_hub import HfApi
 
@@ -71,6 +87,31 @@ def repository_of(folder: Path) -> str:
     """The owner/name of a downloaded folder: in the cache, models--owner--name/snapshots/commit."""
     cached = next(part for part in folder.parts if re.match(r"(models|datasets)--", part))
     return cached.split("--", 1)[1].replace("--", "/")
+
+
+def _complete_card(folder: Path, base_model: str | None, datasets: Sequence[str]) -> None:
+    from huggingface_hub import RepoCard
+
+    if not (folder / "README.md").is_file():
+        raise UserError(f"{folder}: no card (README.md) to complete; evaluate the run first, or make the artifact again")
+    card = RepoCard.load(folder / "README.md", ignore_metadata_errors=True)
+    if base_model:
+        card.data["base_model"] = base_model
+    if datasets:
+        card.data["datasets"] = list(datasets)
+    card.save(folder / "README.md")
+
+
+def _merge(folder: Path, place: Path) -> None:
+    """The policy of `folder` with its adapter in its weights, as an artifact in `place`."""
+    from .models import load_model, save_model
+    from .policies.lora import AdaptedPolicy
+
+    policy = load_model(folder, "policy")
+    if not isinstance(policy, AdaptedPolicy):
+        raise UserError(f"{folder}: a {type(policy).__name__} has no adapter to merge; push it as it is")
+    card = (folder / "README.md").read_text(encoding="utf-8").split("---\n", 2)[-1] + "\nIts adapter is part of the weights.\n"
+    save_model(place, "policy", policy.merged(), read_json(folder / "provenance.json"), card)
 
 
 def _kind(folder: Path) -> str:

@@ -1,5 +1,7 @@
 """A policy with a LoRA adapter on its backbone and heads trained in full; with the adapter off it is the policy that it started from."""
 
+import copy
+
 import numpy as np
 import torch
 from pydantic import Field
@@ -53,6 +55,14 @@ class AdaptedPolicy(Pretrained, nn.Module):
 
     def act(self, obs: Observation, *, explore: bool, scale: np.ndarray | None = None, generator: Generators = None) -> Act:
         return self.policy.act(obs, explore=explore, scale=scale, generator=generator)
+
+    def merged(self) -> CompactPolicy:
+        """The tuned policy without an adapter: its changes are part of the weights."""
+        model = copy.deepcopy(self.model)
+        model.base_model.model.config = self.config.model_dump()  # peft asks it for tied weights, as a dict
+        policy = model.merge_and_unload()
+        policy.config = self.config
+        return policy
 
     def parameter_groups(self, backbone_rate: float, head_rate: float) -> list[dict]:
         """LoRA and heads learn at rates of their own (World-Env: 1e-4 and 1e-5)."""
