@@ -218,3 +218,24 @@ def test_a_run_that_was_pushed_and_pulled_evaluates_to_the_same_numbers(hub, fin
     assert after["comparisons"] == before["comparisons"] and after["trust_table"] == before["trust_table"]
     assert [row["imagined"] for row in after["imagined_vs_real"]] == pytest.approx([row["imagined"] for row in before["imagined_vs_real"]], abs=1e-4)
     assert (pulled / "sft" / "provenance.json").read_bytes() == (finished.folder / "sft" / "provenance.json").read_bytes()  # nothing was made again
+
+
+def test_a_recipe_may_begin_from_a_dataset_on_the_hub(hub, finished, mini, tmp_path):
+    push(finished.folder / "demonstrations", "me/demos")
+
+    def begin(folder, **ingest):
+        recipe = mini.model_copy(update={"ingest": mini.ingest.model_copy(update={"source": "me/demos"} | ingest)})
+        run_stages(recipe, folder, ["ingest"])
+        return read_dataset(folder / "demonstrations")
+
+    for mine, theirs in zip(begin(tmp_path / "new"), read_dataset(finished.folder / "demonstrations"), strict=True):
+        np.testing.assert_array_equal(mine.frames["front"], theirs.frames["front"])
+        np.testing.assert_array_equal(mine.actions, theirs.actions)
+    provenance = json.loads((tmp_path / "new/demonstrations/provenance.json").read_text())
+    assert provenance["commit"] == hub.repositories["datasets/me/demos"].refs["main"]
+    mini = mini.model_copy(update={"env": mini.env.model_copy(update={"tasks": {**mini.env.tasks, "door-open-v3": "open the door"}})})
+    with pytest.raises(UserError, match="no episode of env.tasks.door-open-v3"):
+        begin(tmp_path / "other")
+    mini = mini.model_copy(update={"env": mini.env.model_copy(update={"action_repeat": 2})})
+    with pytest.raises(UserError, match="ingest.source me/demos: control_hz is 20, but 40 in the recipe's env"):
+        begin(tmp_path / "another")

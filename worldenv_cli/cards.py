@@ -60,10 +60,7 @@ def policy(what: str, episodes: Sequence[Episode], model) -> str:
             f"{parameters:,} parameters; image + instruction + proprioception -> a chunk of {model.config.chunk} actions with a Laplace density.",
             f"Trained on {len(episodes)} episodes: {', '.join(sorted({episode.instruction for episode in episodes}))}.",
             "",
-            "```python",
-            "from worldenv_cli.models import load_model",
-            'policy = load_model("this/folder", "policy")',
-            "```",
+            *_loading("policies.compact", "CompactPolicy"),
         ]
     )
 
@@ -83,10 +80,7 @@ def chosen_policy(what: str, model, choice: dict[str, str]) -> str:
             "|---|---|---|",
             *(f"| {task} | {instruction} | {choice[task]} |" for task, instruction in zip(choice, model.choice)),
             "",
-            "```python",
-            "from worldenv_cli.models import load_model",
-            'policy = load_model("this/folder", "policy")',
-            "```",
+            *_loading("policies.compact", "CompactPolicy"),
         ]
     )
 
@@ -108,6 +102,10 @@ def simulator(model, measured: dict) -> str:
             "| chunk | simulator | copy of the first frame | with shuffled actions |",
             "|---|---|---|---|",
             *rows,
+            "",
+            *_loading("simulator.simulator", "Simulator"),
+            "",
+            "It knows the scenes and motions of its data; what a policy does elsewhere it may imagine wrongly.",
         ]
     )
 
@@ -128,6 +126,10 @@ def reflector(model, measured: dict) -> str:
             "| held-out frames | AUC (95 %) | failed episodes stopped | successes missed | calibration error |",
             "|---|---|---|---|---|",
             *rows,
+            "",
+            *_loading("reflector.compact", "Reflector"),
+            "",
+            "Its errors were measured on the policies that made its data; a policy that was trained against it may find others.",
         ]
     )
 
@@ -144,6 +146,12 @@ def gate(number: int, table: Sequence[dict]) -> str:
             *rows,
         ]
     )
+
+
+def _loading(module: str, name: str) -> list[str]:
+    """How to load what the card is of; and where it says what it was made from."""
+    lines = [f"from worldenv_cli.{module} import {name}", f'loaded = {name}.from_pretrained("owner/name")  # or a folder']
+    return ["```python", *lines, "```", "", "Settings, seeds, versions and the hashes of what it was made from: `provenance.json`."]
 
 
 def run(report: dict) -> str:

@@ -5,11 +5,13 @@ from pathlib import Path
 from . import cards
 from .artifacts import package_versions, write_artifact
 from .atomic import write_json
-from .data.dataset import Episode, read_description, write_dataset
+from .data.dataset import Episode, read_dataset, read_description, write_dataset
 from .data.expert import demonstrate
 from .data.explore import explore as explore_with
 from .data.explore import of_split
 from .envs.metaworld import ACTION_NAMES, ENVIRONMENT_HZ, METRES_PER_STEP, STATE_NAMES
+from .errors import UserError
+from .hub import commit_of, resolve
 from .models import save_model
 from .pipeline import Run
 from .rollout import environment_steps
@@ -63,11 +65,37 @@ def save_dataset(run: Run, folder: Path, episodes: list[Episode], provenance: di
 
 
 def ingest(run: Run) -> None:
+    source = run.recipe.ingest.source
+
     def make(folder, provenance):
-        episodes, cost = demonstrate(run.env(), run.recipe.ingest, run.recipe.seed)
-        save_dataset(run, folder, episodes, provenance, "Meta-World's scripted experts", cost)
+        if source is None:
+            episodes, cost = demonstrate(run.env(), run.recipe.ingest, run.recipe.seed)
+            save_dataset(run, folder, episodes, provenance, "Meta-World's scripted experts", cost)
+            return
+        found = resolve(source, "dataset")
+        episodes, cost = _fitting(run, source, found)
+        save_dataset(run, folder, episodes, provenance | {"commit": commit_of(found)}, f"Demonstrations of {source}", cost)
 
     run.artifact("demonstrations", run.settings("env", "ingest"), {}, make)
+
+
+def _fitting(run: Run, source: str, found: Path) -> tuple[list[Episode], int]:
+    """(the episodes of the recipe's tasks, what they have cost) of a dataset that was recorded as the recipe's environment is seen and moved."""
+    env, description = run.recipe.env, read_description(found)
+    camera = description.get("cameras", {}).get(env.camera.name, {})
+    wanted = {
+        "control_hz": (description.get("control_hz"), env.control_hz),
+        "action_repeat": (description.get("action_repeat"), env.action_repeat),
+        f"camera {env.camera.name}": (camera.get("intrinsics"), env.camera.intrinsics(env.resolution).tolist()),
+    }
+    for field, (there, here) in wanted.items():
+        if there != here:
+            raise UserError(f"ingest.source {source}: {field} is {there}, but {here} in the recipe's env; record it again or change the recipe")
+    episodes = [episode for episode in read_dataset(found) if episode.info.get("task") in env.tasks]
+    missing = sorted(set(env.tasks) - {episode.info["task"] for episode in episodes})
+    if missing:
+        raise UserError(f"ingest.source {source}: no episode of env.tasks.{missing[0]}; leave the task out or record it")
+    return episodes, description.get("environment_steps", 0)
 
 
 def sft(run: Run) -> None:

@@ -11,6 +11,7 @@ from .dataset import Episode
 
 
 class IngestConfig(Config):
+    source: str | None = Field(None, description="a dataset that worldenv wrote, folder or owner/name[@revision], instead of the scripted experts")
     demos_per_task: int = Field(5, ge=1)
     attempts: int = Field(8, ge=1, description="starts tried for each demonstration that is wanted, before giving up")
 
