@@ -13,12 +13,13 @@ from typer.testing import CliRunner
 from worldenv_cli.cli import app
 from worldenv_cli.data.dataset import read_dataset
 from worldenv_cli.errors import UserError
-from worldenv_cli.hub import commit_of, push, resolve
+from worldenv_cli.hub import downloaded, resolve
 from worldenv_cli.models import load_model, save_model
 from worldenv_cli.pipeline import run_stages
 from worldenv_cli.policies.compact import CompactPolicy
 from worldenv_cli.policies.lora import AdaptedPolicy, LoraSettings
 from worldenv_cli.policies.observation import Observation
+from worldenv_cli.push import push
 
 
 @pytest.fixture
@@ -60,7 +61,7 @@ def test_a_policy_goes_up_and_comes_down_the_same(hub, policy_folder):
     loaded = CompactPolicy.from_pretrained("me/policy")
     np.testing.assert_array_equal(means(loaded), means(load_model(policy_folder, "policy")))
     commit = hub.repositories["models/me/policy"].refs["main"]
-    assert commit_of(resolve("me/policy")) == commit and commit_of(policy_folder) is None
+    assert downloaded(resolve("me/policy")) == ("me/policy", commit) and downloaded(policy_folder) is None
     np.testing.assert_array_equal(means(CompactPolicy.from_pretrained(f"me/policy@{commit}")), means(loaded))
 
 
@@ -232,7 +233,7 @@ def test_a_recipe_may_begin_from_a_dataset_on_the_hub(hub, finished, mini, tmp_p
         np.testing.assert_array_equal(mine.frames["front"], theirs.frames["front"])
         np.testing.assert_array_equal(mine.actions, theirs.actions)
     provenance = json.loads((tmp_path / "new/demonstrations/provenance.json").read_text())
-    assert provenance["commit"] == hub.repositories["datasets/me/demos"].refs["main"]
+    assert provenance["downloaded"] == ["me/demos", hub.repositories["datasets/me/demos"].refs["main"]]
     mini = mini.model_copy(update={"env": mini.env.model_copy(update={"tasks": {**mini.env.tasks, "door-open-v3": "open the door"}})})
     with pytest.raises(UserError, match="no episode of env.tasks.door-open-v3"):
         begin(tmp_path / "other")

@@ -196,7 +196,7 @@ def push_to_hub(
 ):
     """A run or artifact -> the Hub, what changed of it."""
     with _told(debug):
-        from .hub import push
+        from .push import push
 
         print(push(folder, repository, public=public, merged=merged, base_model=base_model, datasets=datasets or ()))
 

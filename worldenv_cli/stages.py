@@ -11,7 +11,7 @@ from .data.explore import explore as explore_with
 from .data.explore import of_split
 from .envs.metaworld import ACTION_NAMES, ENVIRONMENT_HZ, METRES_PER_STEP, STATE_NAMES
 from .errors import UserError
-from .hub import commit_of, resolve
+from .hub import downloaded, resolve
 from .models import save_model
 from .pipeline import Run
 from .rollout import environment_steps
@@ -74,7 +74,7 @@ def ingest(run: Run) -> None:
             return
         found = resolve(source, "dataset")
         episodes, cost = _fitting(run, source, found)
-        save_dataset(run, folder, episodes, provenance | {"commit": commit_of(found)}, f"Demonstrations of {source}", cost)
+        save_dataset(run, folder, episodes, provenance | {"downloaded": downloaded(found)}, f"Demonstrations of {source}", cost)
 
     run.artifact("demonstrations", run.settings("env", "ingest"), {}, make)
 

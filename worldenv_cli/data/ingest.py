@@ -18,7 +18,7 @@ from ..artifacts import fingerprint, is_current, make_provenance, package_versio
 from ..atomic import staged
 from ..config import Config
 from ..errors import UserError
-from ..hub import commit_of, repository_of
+from ..hub import downloaded
 from ..progress import say, track
 from .layout import INFO, Episode
 from .reader import read_rows
@@ -227,9 +227,9 @@ def _same_schema(first: Source, other: Source, resized: bool) -> None:
 def _identity(source: Source) -> dict:
     """What the record says of a source: enough to find it again, without this machine's folders."""
     found = {"format": source.format, "episodes": len(source.episodes), "success": source.success}
-    commit = commit_of(source.path)
-    if commit:
-        return {"name": repository_of(source.path), "commit": commit, **found}
+    cached = downloaded(source.path)
+    if cached:
+        return {"name": cached[0], "commit": cached[1], **found}
     files = [source.path] if source.path.is_file() else [path for path in source.path.rglob("*") if path.is_file()]
     return {"name": source.path.name, "bytes": sum(path.stat().st_size for path in files), **found}
 
