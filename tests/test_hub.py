@@ -16,10 +16,13 @@ from worldenv_cli.errors import UserError
 from worldenv_cli.hub import downloaded, resolve
 from worldenv_cli.models import load_model, save_model
 from worldenv_cli.pipeline import run_stages
+from worldenv_cli.policies.chosen import ChosenPolicy
 from worldenv_cli.policies.compact import CompactPolicy
 from worldenv_cli.policies.lora import AdaptedPolicy, LoraSettings
 from worldenv_cli.policies.observation import Observation
 from worldenv_cli.push import push
+from worldenv_cli.reflector.compact import Reflector
+from worldenv_cli.simulator.simulator import Simulator
 
 
 @pytest.fixture
@@ -218,6 +221,10 @@ def test_a_run_that_was_pushed_and_pulled_evaluates_to_the_same_numbers(hub, fin
         assert (mine["name"], mine["outcomes"]) == (theirs["name"], theirs["outcomes"])
     assert after["comparisons"] == before["comparisons"] and after["trust_table"] == before["trust_table"]
     assert [row["imagined"] for row in after["imagined_vs_real"]] == pytest.approx([row["imagined"] for row in before["imagined_vs_real"]], abs=1e-4)
+    assert isinstance(Simulator.from_pretrained("me/run/simulator"), Simulator) and isinstance(
+        Reflector.from_pretrained("me/run/reflector"), Reflector
+    )
+    assert isinstance(ChosenPolicy.from_pretrained("me/run/post-trained"), ChosenPolicy)
     assert (pulled / "sft" / "provenance.json").read_bytes() == (finished.folder / "sft" / "provenance.json").read_bytes()  # nothing was made again
 
 

@@ -172,7 +172,7 @@ def evaluate(
 
 @app.command()
 def pool(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of evaluated runs that differ in their training seed.")],
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Evaluated runs that differ in their training seed: folders, or on the Hub.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the pooled eval.json and report.html.")] = Path("runs/pooled"),
     debug: Debug = False,
 ):
@@ -180,8 +180,9 @@ def pool(
     with _told(debug):
         from .evaluation.pool import pool_runs
         from .evaluation.report import publish
+        from .hub import resolve
 
-        publish(out, pool_runs(runs))
+        publish(out, pool_runs([resolve(run) for run in runs]))
 
 
 @app.command("push-to-hub")
