@@ -52,6 +52,7 @@ def test_a_second_time_nothing_is_made_and_a_change_makes_it_again(tmp_path):
     assert "up to date" in run("ingest", path, "--out", out).output
     assert "would be made of 2 episodes" in run("ingest", path, "--out", out, "--resize", 8, "--dry-run").output
     assert ingested(out, path, "--resize", "8x12")[0].frames["front"].shape[1:3] == (8, 12)
+    assert ingested(out, path, "--resize", "8x12", "--instruction", "in other words")[0].instruction == "in other words"
 
 
 def test_episodes_are_drawn_by_task_and_seed(tmp_path):

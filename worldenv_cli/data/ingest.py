@@ -226,7 +226,7 @@ def _same_schema(first: Source, other: Source, resized: bool) -> None:
 
 def _identity(source: Source) -> dict:
     """What the record says of a source: enough to find it again, without this machine's folders."""
-    found = {"format": source.format, "episodes": len(source.episodes), "success": source.success}
+    found = {"format": source.format, "episodes": len(source.episodes), "success": source.success, "read_as": source.read_as}
     cached = downloaded(source.path)
     if cached:
         return {"name": cached[0], "commit": cached[1], **found}

@@ -19,7 +19,9 @@ def open_source(path: Path, config: SourceConfig, format: str | None = None) -> 
     """Raises UserError where nothing known lies there, or what lies there cannot be listed."""
     if format is not None and format not in FORMATS:
         raise UserError(f"--format {format!r}: expected one of {', '.join(FORMATS)}")
-    return FORMATS[format or detect(path)](path, config)
+    source = FORMATS[format or detect(path)](path, config)
+    source.read_as = config.model_dump(mode="json")
+    return source
 
 
 def detect(path: Path) -> str:

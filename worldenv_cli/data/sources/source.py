@@ -1,7 +1,7 @@
 """Recorded data of another project, as ingestion sees it: which episodes there are, what they mean, and one of them at a time."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -55,6 +55,7 @@ class Source:
     success: str  # RECORDED or ASSUMED
     episodes: list[Listed]
     read: Callable[[Listed, bool], Episode]
+    read_as: dict = field(default_factory=dict)  # the SourceConfig that it was opened with
 
 
 Model = TypeVar("Model", bound=BaseModel)
