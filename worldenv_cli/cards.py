@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from .data.dataset import Episode
+from .evaluation.statistics import wilson
 
 
 def dataset(episodes: Sequence[Episode], description: dict) -> str:
@@ -65,8 +66,8 @@ def policy(what: str, episodes: Sequence[Episode], model) -> str:
     )
 
 
-def chosen_policy(what: str, model, choice: dict[str, str]) -> str:
-    """choice: {task: member}."""
+def chosen_policy(what: str, model, choice: dict[str, str], counts: dict[str, dict[str, dict]]) -> str:
+    """choice: {task: member}; counts: {candidate: {task: successes with interval}} of the acceptance test, empty where there was none."""
     members = {name: sum(p.numel() for p in member.parameters()) for name, member in model.members.items()}
     return "\n".join(
         [
@@ -76,9 +77,12 @@ def chosen_policy(what: str, model, choice: dict[str, str]) -> str:
             + ", ".join(f"{name} ({size:,} parameters)" for name, size in members.items())
             + f". Wording that is not below gets {model.default}.",
             "",
-            "| task | instruction | policy |",
-            "|---|---|---|",
-            *(f"| {task} | {instruction} | {choice[task]} |" for task, instruction in zip(choice, model.choice)),
+            f"| task | instruction | policy |{''.join(f' {name}: successes on validation starts, 95 % |' for name in counts)}",
+            f"|---|---|---|{'---|' * len(counts)}",
+            *(
+                f"| {task} | {instruction} | {choice[task]} |{''.join(f' {_interval(found[task])} |' for found in counts.values())}"
+                for task, instruction in zip(choice, model.choice)
+            ),
             "",
             *_loading("policies.compact", "CompactPolicy"),
         ]
@@ -194,8 +198,9 @@ def run(report: dict) -> str:
     )
 
 
-def _interval(pooled: dict) -> str:
-    return f"{pooled['successes']} of {pooled['n']} [{100 * pooled['low']:.1f}, {100 * pooled['high']:.1f}] %"
+def _interval(counts: dict) -> str:
+    found = wilson(counts["successes"], counts["n"])
+    return f"{counts['successes']} of {counts['n']} [{100 * found.low:.1f}, {100 * found.high:.1f}] %"
 
 
 def _share(value: float | None) -> str:

@@ -74,7 +74,7 @@ def _save(run: Run, folder, provenance: dict, name: str, members: dict[str, str]
     policy = ChosenPolicy(policies, {run.recipe.env.tasks[task]: member for task, member in choice.items()}, default)
     write_json(folder / "acceptance.json", {"choice": choice, "counts": counts})
     say(f"{name}: " + ", ".join(f"{task} by {member}" for task, member in choice.items()))
-    save_model(folder, "policy", policy, provenance, cards.chosen_policy(name, policy, choice))
+    save_model(folder, "policy", policy, provenance, cards.chosen_policy(name, policy, choice, counts))
 
 
 def _tests(run: Run, names: Iterable[str]) -> dict[str, str]:
