@@ -23,6 +23,9 @@ WRONG_ARRAYS = {
 }
 
 
+HARMLESS = {("gone", "reward"), ("integers", "action"), ("integers", "reward")}
+
+
 def survives(path) -> bool:
     """Whether everything could be read; an error must be one of the user's, in one line."""
     try:
@@ -90,7 +93,8 @@ def test_rlds_entries(tmp_path, name):
         "integers": lambda n: np.zeros(n * 7, int),
     }
     for number, (way, values) in enumerate(ways.items()):
-        survives(rlds_folder(tmp_path / f"{number}", **{f"steps/{name}": values})), way
+        fine = survives(rlds_folder(tmp_path / f"{number}", **{f"steps/{name}": values}))
+        assert not fine or name == "language_instruction" or (way, name) in HARMLESS, way
 
 
 @pytest.mark.parametrize("name", ["actions", "obs/agentview_rgb", "obs/ee_states", "obs/gripper_states"])
@@ -105,7 +109,8 @@ def test_libero_arrays(tmp_path, name):
 )
 def test_robomimic_arrays(tmp_path, name):
     for way, values in WRONG_ARRAYS.items():
-        survives(robomimic_file(tmp_path / f"{way}.hdf5", **{name: values}))
+        fine = survives(robomimic_file(tmp_path / f"{way}.hdf5", **{name: values}))
+        assert not fine or (name, way) == ("actions", "flags") or (name == "rewards" and way not in ("one number", "nothing", "words")), way
 
 
 @pytest.mark.parametrize("write", [libero_file, robomimic_file])

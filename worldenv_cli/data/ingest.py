@@ -70,7 +70,8 @@ def ingest_sources(
     for other in sources[1:]:
         _same_schema(first, other, selection.resize is not None)
     chosen = choose_episodes(sources, selection)
-    settings = {"selection": selection.model_dump(mode="json"), "sources": [_identity(source) for source in sources]}
+    identities = [_identity(source) for source in sources]
+    settings = {"selection": selection.model_dump(mode="json"), "sources": identities}
     if not force and is_current(out, fingerprint(settings, {})):
         say(f"{out}: up to date")
         return
@@ -82,7 +83,7 @@ def ingest_sources(
     done = {info["number"] for info in finished_episodes(workshop)}
     if done:
         say(f"{out}: {len(done)} of {len(chosen)} episodes are there already")
-    description = describe(first, cameras, selection) | {"sources": [_identity(source) for source in sources], "skipped": skipped}
+    description = describe(first, cameras, selection) | {"sources": identities, "skipped": skipped}
     write_dataset(
         workshop,
         read_ahead({number: one for number, one in enumerate(chosen) if number not in done}, cameras, selection, skipped),

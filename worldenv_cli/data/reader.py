@@ -172,8 +172,12 @@ def _read_video(folder: Path, info: dict, row: dict, name: str, feature: dict, t
     numbers = {key: row.get(f"videos/{name}/{key}", 0) for key in ("chunk_index", "file_index")} | {"video_key": name}
     file = placed(folder, info.get("video_path") or "", numbers, "video_path", VIDEO)
     wanted = np.round((row.get(f"videos/{name}/from_timestamp", 0) + timestamps) * info["fps"]).astype(int)
-    height, width = feature["shape"][:2] if feature["shape"][2] == 3 else feature["shape"][1:]
-    return video_frames(file, wanted, height, width, info["fps"])
+    return video_frames(file, wanted, *picture_size(feature["shape"]), info["fps"])
+
+
+def picture_size(shape: list[int]) -> tuple[int, int]:
+    """(H, W) of a camera's shape; some datasets put the channel first."""
+    return tuple(shape[:2]) if shape[2] == 3 else tuple(shape[1:])
 
 
 def read_numbers(where: str, column: pa.ChunkedArray, name: str, shape: list[int]) -> np.ndarray:
@@ -190,8 +194,7 @@ def read_frames(where: str, column: pa.ChunkedArray, feature: dict) -> np.ndarra
     """(rows, H, W, 3) uint8."""
     if not pa.types.is_struct(column.type) or len(feature["shape"]) != 3:
         raise UserError(f"{where}: a column of {column.type}, expected pictures as bytes and path; write the dataset again with dtype image")
-    shape = feature["shape"]
-    height, width = shape[:2] if shape[2] == 3 else shape[1:]  # some datasets put the channel first
+    height, width = picture_size(feature["shape"])
     frames = np.empty((len(column), height, width, 3), dtype=np.uint8)
     for row, data in enumerate(pc.struct_field(column, "bytes").to_pylist()):
         frames[row] = decoded(data, height, width, f"{where}, row {row}")

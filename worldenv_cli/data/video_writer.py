@@ -1,7 +1,6 @@
 """Episodes as videos beside a dataset's tables: one file for each camera and data file, H.264, which decodes on any machine."""
 
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 
@@ -67,9 +66,3 @@ class VideoFiles:
             self._mux(container, stream.encode())
             container.close()
         self._open, self.size = {}, 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.close()

@@ -5,7 +5,9 @@ Names, cameras and their sizes come from meta/info.json. Statistics are not read
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +18,12 @@ from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt, StrictInt
 from ...errors import UserError
 from ..layout import CAMERA, DATA, DESCRIPTION, INFO, VIDEO, Episode
 from ..pictures import AGAIN, video_frames
-from ..reader import placed, read_frames, read_json, read_numbers, read_table, read_tasks
-from .source import ASSUMED, RECORDED, Listed, Source, SourceConfig, so_far, success_at_the_end, unit_range, validated
+from ..reader import picture_size, placed, read_frames, read_json, read_numbers, read_table, read_tasks
+from .source import ASSUMED, RECORDED, Listed, Source, SourceConfig, check_picture, so_far, success_at_the_end, unit_range, validated
 
 VERSIONS = ("v2.0", "v2.1", "v3.0")
 UNKNOWN = "unknown: the source does not record it"
 OLD_DATA = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
-
-
-LARGEST = 8192  # pixels a side
 
 
 class _Feature(BaseModel):
@@ -71,10 +70,11 @@ def open_lerobot(path: Path, config: SourceConfig) -> Source:
         raise UserError(f"{path / INFO}: no feature {absent[0]!r}, found {sorted(features)}; choose with --state and --action")
     cameras = {name: feature for name, feature in features.items() if feature["dtype"] in ("image", "video")}
     for name, feature in cameras.items():
-        _size(feature, f"{path / INFO}: {name}")
+        check_picture(feature["shape"], f"{path / INFO}: {name}", (0, 2))
     listed = (_listed if info.codebase_version == "v3.0" else _listed_old)(path, info, cameras, config)
     if not listed:
         raise UserError(f"{path}: no episodes, expected one at least; {AGAIN}")
+    layout = lru_cache(maxsize=16)(_layout)
     described = read_json(path / DESCRIPTION, "") if (path / DESCRIPTION).is_file() else {}
     low, high = _range(listed, action, features[action])
     scaled = bool((low < -1 - 1e-6).any() or (high > 1 + 1e-6).any())
@@ -91,12 +91,16 @@ def open_lerobot(path: Path, config: SourceConfig) -> Source:
         action={"meaning": "as recorded by the source", "unit": None, **meaning, "range": [-1, 1]}
         | ({"recorded": "recorded = offset + unit * action", "offset": centre.tolist(), "unit": half.tolist()} if scaled else {}),
         cameras={
-            name.removeprefix(CAMERA): {"orientation": UNKNOWN, **known.get(name.removeprefix(CAMERA), {}), "size": list(_size(feature))}
+            name.removeprefix(CAMERA): {
+                "orientation": UNKNOWN,
+                **known.get(name.removeprefix(CAMERA), {}),
+                "size": list(picture_size(feature["shape"])),
+            }
             for name, feature in cameras.items()
         },
         success=RECORDED if "next.success" in features else ASSUMED,
         episodes=listed,
-        read=lambda listed, pictures: _read(listed, pictures, features, cameras, state, action, centre, half, info.fps),
+        read=lambda listed, pictures: _read(listed, pictures, layout, features, cameras, state, action, centre, half, info.fps),
     )
 
 
@@ -175,13 +179,15 @@ def _range(listed: list[Listed], action: str, feature: dict) -> tuple[np.ndarray
     return np.min(lows, 0).astype(np.float64), np.max(highs, 0).astype(np.float64)
 
 
-def _read(listed: Listed, pictures: bool, features: dict, cameras: dict, state: list[str], action: str, centre, half, fps: int) -> Episode:
+def _read(
+    listed: Listed, pictures: bool, layout: Callable, features: dict, cameras: dict, state: list[str], action: str, centre, half, fps: int
+) -> Episode:
     place: _Place = listed.key[0]
     where = f"{place.table}: episode {place.index}"
     optional = ("next.success",) if "next.success" in features else ()
     cameras = cameras if pictures else {}
     stored = [name for name, feature in cameras.items() if feature["dtype"] == "image"]
-    table = _rows(place, [*state, action, *stored, "episode_index", "timestamp", *optional], listed.steps, where)
+    table = _rows(place, [*state, action, *stored, "episode_index", "timestamp", *optional], listed.steps, where, layout)
     if len(table) < 2:
         raise UserError(f"{where}: {len(table)} row, expected two at least, the frames before and after an action; drop the episode")
     states = [read_numbers(where, table[name], name, features[name]["shape"]) for name in state]
@@ -191,7 +197,7 @@ def _read(listed: Listed, pictures: bool, features: dict, cameras: dict, state: 
         if name in place.videos:
             file, begin = place.videos[name]
             numbers = np.round((begin + table["timestamp"].to_numpy()) * fps).astype(int)
-            frames[name.removeprefix(CAMERA)] = video_frames(file, numbers, *_size(feature), fps)
+            frames[name.removeprefix(CAMERA)] = video_frames(file, numbers, *picture_size(feature["shape"]), fps)
         else:
             frames[name.removeprefix(CAMERA)] = read_frames(f"{where}, {name}", table[name], feature)
     success = success_at_the_end(len(table))
@@ -207,24 +213,19 @@ def _read(listed: Listed, pictures: bool, features: dict, cameras: dict, state: 
     )
 
 
-def _rows(place: _Place, columns: list[str], expected: int, where: str):
+def _rows(place: _Place, columns: list[str], expected: int, where: str, layout: Callable):
     """The rows of one episode: files of this version hold a row group for each, but nobody has to."""
-    if not place.table.is_file():
-        raise UserError(f"{place.table}: missing; {AGAIN}")
-    with_index = read_table(place.table, ["episode_index"])["episode_index"].to_numpy()
-    mine = np.flatnonzero(with_index == place.index)
+    owners, ends = layout(place.table)
+    mine = np.flatnonzero(owners == place.index)
     if len(mine) != expected or np.any(np.diff(mine) != 1):
         raise UserError(f"{where}: {len(mine)} rows, expected {expected} in one piece; {AGAIN}")
-    with pq.ParquetFile(place.table) as file:
-        ends = np.cumsum([file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)])
     first, last = np.searchsorted(ends, [mine[0], mine[-1]], side="right")
     table = read_table(place.table, columns, groups=list(range(first, last + 1)))
     return table.slice(mine[0] - (ends[first - 1] if first else 0), len(mine))
 
 
-def _size(feature: dict, where: str = "a camera") -> tuple[int, int]:
-    """(H, W); some datasets put the channel first."""
-    shape = feature["shape"]
-    if len(shape) != 3 or 3 not in (shape[0], shape[2]) or max(shape) > LARGEST:
-        raise UserError(f"{where}: shape {shape}, expected [height, width, 3] with sides of {LARGEST} at most")
-    return tuple(shape[:2]) if shape[2] == 3 else tuple(shape[1:])
+def _layout(table: Path) -> tuple[np.ndarray, np.ndarray]:
+    """(the episode of every row, where each row group ends): read once by a source for the many episodes of a file."""
+    owners = read_table(table, ["episode_index"])["episode_index"].to_numpy()
+    with pq.ParquetFile(table) as file:
+        return owners, np.cumsum([file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)])

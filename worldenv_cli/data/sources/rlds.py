@@ -14,11 +14,10 @@ from pydantic import BaseModel, PositiveInt
 from ...errors import UserError
 from ..layout import Episode, check_finite
 from ..pictures import decoded
-from .source import MIRRORED, RECORDED, Listed, Source, SourceConfig, success_at_the_end, unit_range, validated
+from .source import MIRRORED, RECORDED, Listed, Source, SourceConfig, check_picture, success_at_the_end, unit_range, validated
 from .tfrecord import read_record, records
 
 LIBERO_ACTION = ["dx", "dy", "dz", "drx", "dry", "drz", "gripper"]
-LARGEST = 8192  # pixels a side
 CONTROL_HZ = 20  # features.json does not record it; LIBERO's is 20
 
 
@@ -105,8 +104,7 @@ def _width(feature: _Feature) -> int:
 def _picture_size(feature: _Feature, where: str) -> list[int]:
     """[H, W]"""
     dimensions = feature.image.shape.dimensions
-    if len(dimensions) != 3 or dimensions[2] != 3 or max(dimensions) > LARGEST:
-        raise UserError(f"{where}: shape {dimensions}, expected [height, width, 3] with sides of {LARGEST} at most")
+    check_picture(dimensions, where, (2,))
     return dimensions[:2]
 
 

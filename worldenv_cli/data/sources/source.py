@@ -16,6 +16,7 @@ from ..pictures import AGAIN
 UPRIGHT, MIRRORED = "upright, not mirrored", "upright, mirrored left to right"
 ASSUMED = "assumed at the last frame: the source holds demonstrations and does not record it"
 RECORDED = "as recorded by the source"
+LARGEST = 8192  # pixels a side
 
 
 class SourceConfig(Config):
@@ -69,6 +70,12 @@ def validated(model: type[Model], data, where: str) -> Model:
         wrong = error.errors()[0]
         field = ".".join(str(part) for part in wrong["loc"]) or "the whole"
         raise UserError(f"{where}: {field} is {repr(wrong['input'])[:60]} ({wrong['msg']}); {AGAIN}") from error
+
+
+def check_picture(shape: list[int], where: str, channels: tuple[int, ...]) -> None:
+    """Refuse what is no picture of three colours, or is too large to be one; `channels` are the places where the colours may be."""
+    if len(shape) != 3 or 3 not in [shape[place] for place in channels] or max(shape) > LARGEST:
+        raise UserError(f"{where}: shape {shape}, expected [height, width, 3] with sides of {LARGEST} at most")
 
 
 def success_at_the_end(length: int) -> np.ndarray:
