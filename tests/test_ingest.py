@@ -55,6 +55,26 @@ def test_a_second_time_nothing_is_made_and_a_change_makes_it_again(tmp_path):
     assert ingested(out, path, "--resize", "8x12", "--instruction", "in other words")[0].instruction == "in other words"
 
 
+def test_a_changed_source_is_read_again(tmp_path):
+    """Also where its size stays the same."""
+    path, out = robomimic_file(tmp_path / "image.hdf5", lengths=(6,)), tmp_path / "set"
+    before = ingested(out, path, "--instruction", "lift")
+    robomimic_file(path, lengths=(6,), actions=lambda steps: -numbers(1, steps, 7))
+    after = ingested(out, path, "--instruction", "lift")
+    np.testing.assert_array_equal(after[0].actions, -before[0].actions)
+
+
+@pytest.mark.parametrize("format", ["rlds", "video"])
+def test_the_control_rate_can_be_told(tmp_path, format):
+    """RLDS records none, and the one of a LeRobotDataset may be nominal; its videos are still found by it."""
+    path = rlds_folder(tmp_path / "source") if format == "rlds" else lerobot_folder(tmp_path / "source", video=True)
+    as_recorded, told = ingested(tmp_path / "a", path), ingested(tmp_path / "b", path, "--control-hz", 5)
+    assert read_description(tmp_path / "b")["control_hz"] == 5 != read_description(tmp_path / "a")["control_hz"]
+    for one, other in zip(as_recorded, told, strict=True):
+        for camera in one.frames:
+            np.testing.assert_array_equal(one.frames[camera], other.frames[camera])
+
+
 def test_episodes_are_drawn_by_task_and_seed(tmp_path):
     files = tmp_path / "files"
     for task in ("open_the_drawer", "push_the_plate"):

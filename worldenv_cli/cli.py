@@ -39,6 +39,9 @@ Format = Annotated[str | None, typer.Option("--format", help="lerobot, libero, r
 State = Annotated[str | None, typer.Option(metavar="A,B", help="Names in the source that make up observation.state.")]
 Action = Annotated[str | None, typer.Option(metavar="NAME", help="Name of the action in the source.")]
 Instruction = Annotated[str | None, typer.Option(help="Of every episode, for sources that record none.")]
+ControlHz = Annotated[
+    int | None, typer.Option("--control-hz", min=1, max=10_000, help="Actions a second, where the source records none, or not the one played.")
+]
 FilterKey = Annotated[str | None, typer.Option(help="robomimic: only the demonstrations of this mask.")]
 
 
@@ -56,6 +59,7 @@ def ingest(
     action: Action = None,
     instruction: Instruction = None,
     filter_key: FilterKey = None,
+    control_hz: ControlHz = None,
     drop_no_ops: Annotated[bool, typer.Option("--drop-no-ops", help="LIBERO: leave out steps that move nothing.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of the draw of --demos-per-task.")] = 0,
     video: Annotated[bool, typer.Option("--video", help="Keep pictures as H.264 video instead of exactly.")] = False,
@@ -73,7 +77,7 @@ def ingest(
 
         if out is None:
             raise UserError("--out is missing: expected the folder of the dataset that is made from recorded data")
-        opened = _opened(sources, format, state, action, instruction, filter_key, drop_no_ops)
+        opened = _opened(sources, format, state, action, instruction, filter_key, control_hz, drop_no_ops)
         chosen = {"demos_per_task": demos_per_task, "tasks": tasks, "cameras": camera_names(cameras), "resize": picture_size(resize)}
         ingest_sources(opened, out, Selection(**chosen, seed=seed, video=video, skip_bad=skip_bad), dry_run=dry_run, force=force)
 
@@ -87,13 +91,14 @@ def inspect(
     action: Action = None,
     instruction: Instruction = None,
     filter_key: FilterKey = None,
+    control_hz: ControlHz = None,
     debug: Debug = False,
 ):
     """What is in a dataset, or in recorded data."""
     with _told(debug):
         from .data.inspection import inspect_source, print_inspection
 
-        for source in _opened(sources, format, state, action, instruction, filter_key, False):
+        for source in _opened(sources, format, state, action, instruction, filter_key, control_hz, False):
             print_inspection(inspect_source(source), sheet)
 
 
@@ -103,7 +108,7 @@ def _is_recipe(name: str) -> bool:
     return name.endswith((".yaml", ".yml")) or (not Path(name).exists() and (SHIPPED / f"{name}.yaml").is_file())
 
 
-def _opened(sources: list[str], format, state, action, instruction, filter_key, drop_no_ops) -> list:
+def _opened(sources: list[str], format, state, action, instruction, filter_key, control_hz, drop_no_ops) -> list:
     """The sources of a command line, listed but not read."""
     from .data.sources import SourceConfig, open_source
     from .hub import resolve
@@ -111,6 +116,7 @@ def _opened(sources: list[str], format, state, action, instruction, filter_key, 
     config = SourceConfig(
         instruction=instruction,
         filter_key=filter_key,
+        control_hz=control_hz,
         drop_no_ops=drop_no_ops,
         state=state.split(",") if state else None,
         action=action,

@@ -1,5 +1,6 @@
 """Recorded data in, a dataset out: which episodes are taken, in which shape, and what is known of them."""
 
+import hashlib
 import itertools
 import json
 import os
@@ -21,8 +22,8 @@ from ..errors import UserError
 from ..hub import downloaded
 from ..progress import say, track
 from .layout import INFO, Episode
-from .reader import read_rows
 from .sources import Listed, Source
+from .tables import read_rows
 from .writer import finished_episodes, write_dataset
 
 
@@ -71,7 +72,7 @@ def ingest_sources(
         _same_schema(first, other, selection.resize is not None)
     chosen = choose_episodes(sources, selection)
     identities = [_identity(source) for source in sources]
-    settings = {"selection": selection.model_dump(mode="json"), "sources": identities}
+    settings = {"selection": selection.model_dump(mode="json"), "sources": identities, "files": [_files_seen(source) for source in sources]}
     if not force and is_current(out, fingerprint(settings, {})):
         say(f"{out}: up to date")
         return
@@ -96,7 +97,7 @@ def ingest_sources(
         video=selection.video,
         resume=True,
     )
-    rows = read_rows(workshop)
+    rows = read_rows(workshop, ("worldenv_info",))
     card = cards.ingested(description, [(row["tasks"][0], row["length"] - 1) for row in rows])
     taken = [json.loads(row["worldenv_info"])["from"] for row in rows]
     config = {"source": first.format, "episodes": len(rows), "taken": taken, "skipped": skipped}
@@ -180,7 +181,7 @@ def _prepared(number: int, source: Source, listed: Listed, cameras: dict[str, st
     if missing:
         raise UserError(f"{source.path}, {listed.name}: no camera {missing[0]!r}, found {sorted(episode.frames)}; drop the episode")
     episode.frames = {new: resized(episode.frames[old], selection.resize) for old, new in cameras.items()}
-    episode.info["number"] = number
+    episode.info |= {"from": listed.name, "number": number}
     return episode
 
 
@@ -231,8 +232,19 @@ def _identity(source: Source) -> dict:
     cached = downloaded(source.path)
     if cached:
         return {"name": cached[0], "commit": cached[1], **found}
-    files = [source.path] if source.path.is_file() else [path for path in source.path.rglob("*") if path.is_file()]
-    return {"name": source.path.name, "bytes": sum(path.stat().st_size for path in files), **found}
+    return {"name": source.path.name, "bytes": sum(path.stat().st_size for path in _files(source)), **found}
+
+
+def _files(source: Source) -> list[Path]:
+    return [source.path] if source.path.is_file() else sorted(path for path in source.path.rglob("*") if path.is_file())
+
+
+def _files_seen(source: Source) -> str:
+    """Changes when a file of the source does, as `make` sees it (size and time of change), so that its dataset is made again."""
+    if downloaded(source.path):
+        return "a snapshot of the Hub, which does not change"
+    seen = [(path.relative_to(source.path).as_posix(), path.stat().st_size, path.stat().st_mtime_ns) for path in _files(source)]
+    return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
 
 
 def _scaled(camera: dict, size: tuple[int, int] | None) -> dict:

@@ -21,6 +21,7 @@ def open_source(path: Path, config: SourceConfig, format: str | None = None) -> 
         raise UserError(f"--format {format!r}: expected one of {', '.join(FORMATS)}")
     source = FORMATS[format or detect(path)](path, config)
     source.read_as = config.model_dump(mode="json")
+    source.control_hz = config.control_hz or source.control_hz
     return source
 
 

@@ -6,7 +6,7 @@ Names, cameras and their sizes come from meta/info.json. Statistics are not read
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt, StrictInt
 from ...errors import UserError
 from ..layout import CAMERA, DATA, DESCRIPTION, INFO, VIDEO, Episode
 from ..pictures import AGAIN, video_frames
-from ..reader import picture_size, placed, read_frames, read_json, read_numbers, read_table, read_tasks
+from ..tables import picture_size, placed, read_frames, read_json, read_numbers, read_rows, read_table, read_tasks
 from .source import ASSUMED, RECORDED, Listed, Source, SourceConfig, check_picture, so_far, success_at_the_end, unit_range, validated
 
 VERSIONS = ("v2.0", "v2.1", "v3.0")
@@ -42,6 +42,7 @@ class _Info(BaseModel):
     video_path: str | None = None
     robot_type: str | None = None
     chunks_size: PositiveInt = 1000
+    total_episodes: NonNegativeInt | None = None
 
 
 class _Row(BaseModel):
@@ -57,12 +58,16 @@ class _Place:
     index: int
     table: Path
     videos: dict[str, tuple[Path, float]]  # {feature: (file, seconds from its beginning)}
+    task: int | None = None  # the task_index of all its rows; None where they are of several, or where another version keeps no list
+    facts: dict = field(default_factory=dict)  # what its own writer knew of it: `Episode.info` of a dataset of ours
 
 
 def open_lerobot(path: Path, config: SourceConfig) -> Source:
     info = validated(_Info, read_json(path / INFO, "expected a LeRobotDataset; check the path"), str(path / INFO))
     if info.codebase_version not in VERSIONS:
-        raise UserError(f"{path / INFO}: codebase_version is {info.codebase_version!r}, expected one of {', '.join(VERSIONS)}")
+        raise UserError(
+            f"{path / INFO}: codebase_version is {info.codebase_version!r}, expected one of {', '.join(VERSIONS)}; use LeRobot's converter"
+        )
     features = {name: feature.model_dump() for name, feature in info.features.items()}
     state, action = list(config.state or ("observation.state",)), config.action or "action"
     absent = [name for name in [*state, action] if name not in features]
@@ -113,11 +118,12 @@ def _names(key: str, feature: dict) -> list[str]:
 
 def _listed(path: Path, info: _Info, cameras: dict, config: SourceConfig) -> list[Listed]:
     """Version 3.0: many episodes to a file, their places in meta/episodes."""
-    tasks = list(read_tasks(path).values())
+    tasks = {instruction: number for number, instruction in read_tasks(path).items()}
     videos = [name for name, feature in cameras.items() if feature["dtype"] == "video"]
-    wanted = ["episode_index", "length", "tasks", "data/chunk_index", "data/file_index"]
-    wanted += [f"videos/{name}/{key}" for name in videos for key in ("chunk_index", "file_index", "from_timestamp")]
-    rows = [row for file in sorted(path.glob("meta/episodes/chunk-*/file-*.parquet")) for row in read_table(file, wanted).to_pylist()]
+    filmed = [f"videos/{name}/{key}" for name in videos for key in ("chunk_index", "file_index", "from_timestamp")]
+    rows = read_rows(path, ("data/chunk_index", "data/file_index", *filmed), ("worldenv_info",))
+    if info.total_episodes not in (None, len(rows)):
+        raise UserError(f"{path}/meta/episodes: {len(rows)} episodes, expected {info.total_episodes} as {INFO} says; {AGAIN}")
     found = []
     for row in rows:
         numbers = {"chunk_index": row["data/chunk_index"], "file_index": row["data/file_index"]}
@@ -130,7 +136,18 @@ def _listed(path: Path, info: _Info, cameras: dict, config: SourceConfig) -> lis
         where = f"{path}: episode {row['episode_index']}"
         if unknown:
             raise UserError(f"{where}: task {unknown[0]!r} is not in meta/tasks.parquet; {AGAIN}")
-        found.append(_entry(row, config, _Place(row["episode_index"], table, places)))
+        task = tasks[row["tasks"][0]] if len(row["tasks"]) == 1 else None
+        found.append(_entry(row, config, _Place(row["episode_index"], table, places, task, _facts(row.get("worldenv_info"), where))))
+    return found
+
+
+def _facts(text: str | None, where: str) -> dict:
+    try:
+        found = json.loads(text or "{}")
+    except ValueError as error:
+        raise UserError(f"{where}, worldenv_info: not JSON ({error}); {AGAIN}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{where}, worldenv_info: {text[:60]!r}, expected an object; {AGAIN}")
     return found
 
 
@@ -184,12 +201,15 @@ def _read(
 ) -> Episode:
     place: _Place = listed.key[0]
     where = f"{place.table}: episode {place.index}"
-    optional = ("next.success",) if "next.success" in features else ()
+    optional = [name for name in ("next.success",) if name in features] + (["task_index"] if place.task is not None else [])
     cameras = cameras if pictures else {}
     stored = [name for name, feature in cameras.items() if feature["dtype"] == "image"]
     table = _rows(place, [*state, action, *stored, "episode_index", "timestamp", *optional], listed.steps, where, layout)
     if len(table) < 2:
         raise UserError(f"{where}: {len(table)} row, expected two at least, the frames before and after an action; drop the episode")
+    numbers = set(table["task_index"].to_pylist()) if place.task is not None else set()
+    if numbers - {place.task}:
+        raise UserError(f"{where}: task_index {sorted(numbers)}, expected {place.task} in every row, as meta/episodes says; {AGAIN}")
     states = [read_numbers(where, table[name], name, features[name]["shape"]) for name in state]
     actions = read_numbers(where, table[action], action, features[action]["shape"])[:-1]
     frames = {}
@@ -209,7 +229,7 @@ def _read(
         actions=unit_range(where, (actions - centre) / half),
         success=success,
         instruction=listed.instruction,
-        info={"task": listed.instruction, "source": "lerobot", "from": listed.name},
+        info=place.facts or {"task": listed.instruction, "source": "lerobot"},
     )
 
 

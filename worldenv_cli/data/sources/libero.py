@@ -127,7 +127,7 @@ def _read(listed: Listed, pictures: bool, state: list[str], config: SourceConfig
         actions=unit_range(where, actions[kept[1:]]),
         success=success_at_the_end(len(kept)),
         instruction=listed.instruction,
-        info={"task": listed.instruction, "source": "libero", "from": listed.name, "steps": kept.tolist() if config.drop_no_ops else None},
+        info={"task": listed.instruction, "source": "libero", "steps": kept.tolist() if config.drop_no_ops else None},
     )
 
 

@@ -144,7 +144,7 @@ def _read(listed: Listed, pictures: bool, cameras: dict[str, list[int]], state: 
         actions=unit_range(where, actions[:-1]),
         success=success_at_the_end(count) & achieved,
         instruction=listed.instruction,
-        info={"task": listed.instruction, "source": "rlds", "from": listed.name},
+        info={"task": listed.instruction, "source": "rlds"},
     )
 
 

@@ -87,6 +87,8 @@ def _read(listed: Listed, pictures: bool, cameras: list[str], state: list[str], 
         before, after = hdf5.group(data, "obs", where), hdf5.group(data, "next_obs", where) if "next_obs" in data else None
         frames = {name: _with_last(before, after, name, where) for name in cameras if pictures}
         states = [_with_last(before, after, name, where) for name in state]
+    if rewards.ndim != 1:
+        raise UserError(f"{where}, rewards: shape {rewards.shape}, expected one number for each action; drop the demonstration")
     steps = hdf5.same_length(where, {"actions": actions, "rewards": rewards})
     if not steps:
         raise UserError(f"{where}: 0 steps, expected one at least; drop the demonstration")
@@ -104,7 +106,7 @@ def _read(listed: Listed, pictures: bool, cameras: list[str], state: list[str], 
         actions=unit_range(where, actions[:played]),
         success=so_far(rewards[:played] >= 1),
         instruction=listed.instruction,
-        info={"task": listed.instruction, "source": "robomimic", "from": listed.name},
+        info={"task": listed.instruction, "source": "robomimic"},
     )
 
 

@@ -27,6 +27,7 @@ class SourceConfig(Config):
     drop_no_ops: bool = Field(False, description="LIBERO: leave out steps that move nothing")
     state: tuple[str, ...] | None = Field(None, description="names in the source that make up observation.state, in this order")
     action: str | None = Field(None, description="name of the action in the source")
+    control_hz: int | None = Field(None, ge=1, le=10_000, description="actions a second, where the source records none, or not the one played")
 
 
 @dataclass(frozen=True)
