@@ -35,9 +35,9 @@ def mini():
 
 @pytest.fixture(scope="session")
 def session_env(mini):
-    from worldenv_cli.envs.vector import MetaWorldVectorEnv
+    from worldenv_cli.envs.vector import RealVectorEnv
 
-    env = MetaWorldVectorEnv(mini.env.model_copy(update={"rows": 3, "workers": 2}))
+    env = RealVectorEnv(mini.env.model_copy(update={"rows": 3, "workers": 2}))
     yield env
     env.close()
 

@@ -15,7 +15,8 @@ from worldenv_cli.policies.chosen import ChosenPolicy
 from worldenv_cli.policies.compact import CompactPolicy
 from worldenv_cli.policies.lora import AdaptedPolicy, LoraSettings
 from worldenv_cli.policies.observation import Observation
-from worldenv_cli.policies.sft import ChunkSamples, SFTConfig, fit_scale, l1_loss
+from worldenv_cli.policies.policy import rows_of
+from worldenv_cli.policies.sft import ChunkSamples, SFTConfig, fit_scale, sft_loss
 
 
 @pytest.fixture
@@ -24,9 +25,17 @@ def obs(demonstrations):
     return observation(demonstrations, moment=3)
 
 
+def density(policy, obs):
+    return policy.density(policy.encode(obs), {})
+
+
+def reference(policy, obs):
+    return policy.reference_density(policy.reference_encode(obs), {})
+
+
 def means(policy, obs):
     with torch.no_grad():
-        return policy.density(obs).mean
+        return density(policy, obs).mean
 
 
 def changed(a, b, by=1e-4):
@@ -96,11 +105,11 @@ def test_exploring_is_seeded_and_its_scale_can_be_set(trained_policy, obs):
 def test_ratio_of_an_unchanged_policy_is_one(trained_policy, tuned, obs):
     for policy in (trained_policy, tuned):
         act = policy.act(obs, explore=True, generator=torch.Generator().manual_seed(0))
-        again = policy.log_prob(obs, act.chunk)
+        again = policy.log_prob(obs, act.trace)
         assert again.requires_grad and again.shape == (4, 4)
         np.testing.assert_allclose((again.detach() - torch.from_numpy(act.log_prob)).exp().numpy(), 1, atol=1e-4)
         # also when it is scored beside other rows than it was sampled with
-        part = policy.log_prob(obs.rows([2]), act.chunk[[2]])
+        part = policy.log_prob(obs.rows([2]), rows_of(act.trace, [2]))
         np.testing.assert_allclose((part.detach() - torch.from_numpy(act.log_prob[[2]])).exp().numpy(), 1, atol=1e-4)
 
 
@@ -109,9 +118,9 @@ def test_scales_stay_in_their_bounds_with_a_gradient(policy, obs):
         copied = copy.deepcopy(policy)
         with torch.no_grad():
             copied.scale_head[-1].bias.fill_(offset)
-        scale = copied.density(obs).scale
+        scale = density(copied, obs).scale
         assert copied.config.scale_min * 0.999 <= scale.min() and scale.max() <= copied.config.scale_max * 1.001
-    policy.density(obs).scale.sum().backward()
+    density(policy, obs).scale.sum().backward()
     assert policy.scale_head[-1].bias.grad.abs().min() > 0
 
 
@@ -120,19 +129,19 @@ def test_scales_stay_in_their_bounds_with_a_gradient(policy, obs):
 
 def test_a_new_adapter_changes_nothing(trained_policy, policy, obs):
     adapted = AdaptedPolicy(policy, LoraSettings(rank=4, alpha=4))
-    before, after = trained_policy.density(obs), adapted.density(obs)
+    before, after = density(trained_policy, obs), density(adapted, obs)
     torch.testing.assert_close(after.mean, before.mean, rtol=0, atol=1e-6)
     torch.testing.assert_close(after.scale, before.scale, rtol=0, atol=1e-6)
-    assert (adapted.reference_density(obs).kl(after) < 1e-5).all()
+    assert (reference(adapted, obs).kl(after) < 1e-5).all()
 
 
 def test_without_its_adapter_it_is_the_start_policy(trained_policy, tuned, obs):
     with torch.no_grad():
-        start, moved = trained_policy.density(obs), tuned.density(obs)
+        start, moved = density(trained_policy, obs), density(tuned, obs)
         assert all(changed(start.mean, moved.mean, by=1e-2)) and (start.scale - moved.scale).abs().max() > 1e-4
-        reference = tuned.reference_density(obs)
-        assert torch.equal(reference.mean, start.mean) and torch.equal(reference.scale, start.scale)
-        assert torch.equal(tuned.density(obs).mean, moved.mean)  # and it is on again
+        unadapted = reference(tuned, obs)
+        assert torch.equal(unadapted.mean, start.mean) and torch.equal(unadapted.scale, start.scale)
+        assert torch.equal(density(tuned, obs).mean, moved.mean)  # and it is on again
 
 
 def test_only_adapter_and_heads_train(policy, obs):
@@ -147,7 +156,7 @@ def test_only_adapter_and_heads_train(policy, obs):
     assert lora["lr"] == 0.1 and heads["lr"] == 0.2
     assert sum(len(group["params"]) for group in (lora, heads)) == len(trainable)
     act = adapted.act(obs, explore=True)
-    (-adapted.log_prob(obs, act.chunk).mean()).backward()
+    (-adapted.log_prob(obs, act.trace).mean()).backward()
     moved = [name for name, p in adapted.named_parameters() if p.grad is not None and p.grad.abs().max() > 0]
     assert set(moved) <= trainable and any("lora_B" in name for name in moved) and any("scale_head" in name for name in moved)
     frozen = sum(p.numel() for p in adapted.parameters() if not p.requires_grad)
@@ -202,7 +211,7 @@ def test_what_is_loaded_is_what_was_saved(tmp_path, trained_policy, tuned, obs):
     loaded = load_model(saved(tmp_path / "adapted", tuned), "policy")
     assert isinstance(loaded, AdaptedPolicy) and loaded.settings == tuned.settings
     torch.testing.assert_close(means(loaded, obs), means(tuned, obs), rtol=0, atol=1e-6)
-    torch.testing.assert_close(loaded.reference_density(obs).mean, means(trained_policy, obs), rtol=0, atol=1e-6)
+    torch.testing.assert_close(reference(loaded, obs).mean, means(trained_policy, obs), rtol=0, atol=1e-6)
     np.testing.assert_allclose(loaded.act(obs, explore=False).chunk, tuned.act(obs, explore=False).chunk, atol=1e-6)
     again = load_model(saved(tmp_path / "again", loaded), "policy")
     assert torch.equal(means(again, obs), means(loaded, obs))
@@ -254,14 +263,14 @@ def test_a_damaged_or_foreign_artifact_is_told(tmp_path, trained_policy):
 
 def test_fine_tuning_learns_the_demonstrations(mini, demonstrations, trained_policy):
     """Held against the same policy untrained, and against always doing what is done on average."""
-    samples = ChunkSamples(demonstrations, "front", 4)
+    samples = ChunkSamples(demonstrations, ["front"], 4)
     torch.manual_seed(0)
     untrained = CompactPolicy(mini.policy)
     untrained.state_mean.copy_(trained_policy.state_mean)
     untrained.state_std.copy_(trained_policy.state_std)
     everything, plain = np.arange(len(samples)), SFTConfig(shift=0, state_noise=0)
     with torch.no_grad():
-        before, after = (l1_loss(p, samples, everything, plain, np.random.default_rng(0)).item() for p in (untrained, trained_policy))
+        before, after = (sft_loss(p, samples, everything, plain, np.random.default_rng(0)).item() for p in (untrained, trained_policy))
     played = samples.mask[..., None]
     average = (samples.actions * played).sum((0, 1)) / played.sum((0, 1))
     constant = (np.abs(samples.actions - average) * played).sum() / (played.sum() * 4)
@@ -270,13 +279,13 @@ def test_fine_tuning_learns_the_demonstrations(mini, demonstrations, trained_pol
 
 
 def test_the_scale_head_fits_alone(policy, demonstrations):
-    samples, config = ChunkSamples(demonstrations, "front", 4), SFTConfig(scale_steps=40, batch=32)
+    samples, config = ChunkSamples(demonstrations, ["front"], 4), SFTConfig(scale_steps=40, batch=32)
 
     def likelihood():
         everything = observation_of(samples)
-        density = policy.density(everything)
-        density.shared = 0.0  # demonstrations are no samples of the policy: each step's own Laplace is fitted
-        return (density.log_prob(torch.from_numpy(samples.actions)).detach().numpy() * samples.mask).mean()
+        fitted = density(policy, everything)
+        fitted.shared = 0.0  # demonstrations are no samples of the policy: each step's own Laplace is fitted
+        return (fitted.log_prob(torch.from_numpy(samples.actions)).detach().numpy() * samples.mask).mean()
 
     before, weights = likelihood(), copy.deepcopy(policy.state_dict())
     fit_scale(policy, samples, config, np.random.default_rng(0))
@@ -286,16 +295,16 @@ def test_the_scale_head_fits_alone(policy, demonstrations):
 
 
 def observation_of(samples):
-    return Observation({"front": samples.frames}, samples.states, list(samples.instructions))
+    return Observation(samples.frames, samples.states, list(samples.instructions))
 
 
 def test_samples_are_every_step_with_what_followed(demonstrations):
-    samples, n = ChunkSamples(demonstrations, "front", 4), 0
+    samples, n = ChunkSamples(demonstrations, ["front"], 4), 0
     assert len(samples) == sum(len(episode.actions) for episode in demonstrations)
     for episode in demonstrations:
         for t in range(len(episode.actions)):
             left = min(4, len(episode.actions) - t)
-            np.testing.assert_array_equal(samples.frames[n], episode.frames["front"][t])
+            np.testing.assert_array_equal(samples.frames["front"][n], episode.frames["front"][t])
             np.testing.assert_array_equal(samples.states[n], episode.states[t])
             np.testing.assert_array_equal(samples.actions[n, :left], episode.actions[t : t + left])
             assert samples.mask[n].tolist() == [k < left for k in range(4)] and samples.instructions[n] == episode.instruction
@@ -303,8 +312,8 @@ def test_samples_are_every_step_with_what_followed(demonstrations):
 
 
 def test_padded_steps_do_not_count(policy, demonstrations):
-    samples, plain = ChunkSamples(demonstrations, "front", 4), SFTConfig(shift=0, state_noise=0)
+    samples, plain = ChunkSamples(demonstrations, ["front"], 4), SFTConfig(shift=0, state_noise=0)
     last = np.flatnonzero(~samples.mask.all(1))[:4]
-    before = l1_loss(policy, samples, last, plain, np.random.default_rng(0)).item()
+    before = sft_loss(policy, samples, last, plain, np.random.default_rng(0)).item()
     samples.actions[~samples.mask] = 99
-    assert l1_loss(policy, samples, last, plain, np.random.default_rng(0)).item() == before
+    assert sft_loss(policy, samples, last, plain, np.random.default_rng(0)).item() == before

@@ -1,34 +1,30 @@
 """Reinforcement in imagination: the objective by hand, what may be trained, where it begins, when it stops, and that it climbs."""
 
-import copy
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
+from toy_world import TASKS, UP, Recorded, adapted, climbing_world, config, episode, moved, untrained_world, update, weights
 
 from worldenv_cli.artifacts import Checkpoint
-from worldenv_cli.data.dataset import Episode
 from worldenv_cli.errors import UserError
 from worldenv_cli.policies.compact import CompactPolicy
-from worldenv_cli.policies.lora import AdaptedPolicy, LoraSettings
 from worldenv_cli.policies.observation import Observation
-from worldenv_cli.policies.sft import ChunkSamples
 from worldenv_cli.post_train import loop
 from worldenv_cli.post_train.acceptance import choose
 from worldenv_cli.post_train.filtered import successes
 from worldenv_cli.post_train.gate import GateConfig, errors_on, gate, judged
-from worldenv_cli.post_train.loop import StartPool, UpdatesConfig, chunk_kl, run_updates
+from worldenv_cli.post_train.loop import chunk_kl
 from worldenv_cli.post_train.objective import clipped_objective, leave_one_out
 from worldenv_cli.post_train.rollouts import imagine
 from worldenv_cli.post_train.rounds import closed_observations, imagined_success
 from worldenv_cli.post_train.starts import history_until, start_pool
 from worldenv_cli.reflector.calibration import Scored
-from worldenv_cli.simulator.simulator import Simulator
-from worldenv_cli.world_env import WorldEnv, WorldEnvConfig
 
-UP, DOWN = "raise the arm", "lower the arm"
-TASKS = {"up": UP, "down": DOWN}
+
+@pytest.fixture(scope="session")
+def untrained(mini, simulator_config):
+    torch.manual_seed(0)
+    return untrained_world(mini, simulator_config, CompactPolicy(mini.policy).eval())
 
 
 # The objective
@@ -144,15 +140,6 @@ def test_the_candidate_with_the_most_successes_is_chosen_and_of_equals_the_last(
     assert [choose(counts, task, ["sft", "start"]) for task in "abc"] == ["start", "sft", "start"]  # a task that was closed
 
 
-def episode(steps, reached=None, task="up", size=32, seed=0):
-    """An episode of noise, with the task achieved from frame `reached`."""
-    rng = np.random.default_rng([steps, seed])
-    success = np.arange(steps + 1) >= (steps + 1 if reached is None else reached)
-    frames = rng.integers(0, 256, (steps + 1, size, size, 3), dtype=np.uint8)
-    states, actions = rng.standard_normal((steps + 1, 4)), rng.uniform(-1, 1, (steps, 4))
-    return Episode({"front": frames}, states.astype(np.float32), actions.astype(np.float32), success, TASKS[task], {"task": task})
-
-
 @pytest.mark.parametrize("reached, last", [(16, 12), (24, 20), (9, 5), (None, 12)])
 def test_middle_starts_lie_before_the_end(reached, last):
     """From the second chunk to a chunk before the first success; a failure counts for two thirds."""
@@ -187,59 +174,12 @@ def test_pool_by_task():
 def test_what_is_cloned_and_what_is_held():
     episodes = [episode(24, 20, size=4), episode(24, None, "down", size=4), episode(8, 6, size=4)]
     assert successes(episodes) == [episodes[0], episodes[2]]
-    held = closed_observations(episodes, ["up"], "front")
+    held = closed_observations(episodes, ["up"], ["front"])
     assert len(held.state) == len(held.images["front"]) == len(held.instruction) == 8 + 3 and set(held.instruction) == {UP}
-    assert closed_observations(episodes, ["other"], "front") is None
+    assert closed_observations(episodes, ["other"], ["front"]) is None
 
 
 # Updates
-
-
-@pytest.fixture(scope="session")
-def untrained(mini, simulator_config):
-    """What a round needs, none of it trained, pictures of noise. The reflector's word varies with what it sees."""
-    from worldenv_cli.reflector.compact import Reflector
-
-    torch.manual_seed(0)
-    simulator, reflector = Simulator(simulator_config), Reflector(mini.reflector)
-    with torch.no_grad():
-        for parameter in simulator.unet.parameters():  # its last layer begins at zero: imagination would be a still
-            if not parameter.any():
-                parameter.normal_(std=0.3)
-    episodes = [episode(24, 20), episode(24, None), episode(24, 21, "down"), episode(24, None, "down")]
-    words = np.concatenate(reflector.score_episodes([e.frames["front"] for e in episodes], [e.instruction for e in episodes]))
-    middle = np.log(words / (1 - words)).mean()
-    reflector.calibration.copy_(torch.tensor([30.0, -30 * middle]))
-    pool = start_pool(episodes, [], "front", 4, seed=0)
-    env = WorldEnv(simulator, reflector, WorldEnvConfig(rows=16, horizon=24, terminate=False), pool.first["up"])
-    samples = ChunkSamples(successes(episodes), "front", 4)
-    policy = CompactPolicy(mini.policy).eval()
-    return SimpleNamespace(env=env, pool=pool, samples=samples, policy=policy, sft=mini.sft, episodes=episodes)
-
-
-def adapted(policy):
-    torch.manual_seed(0)
-    return AdaptedPolicy(copy.deepcopy(policy), LoraSettings(rank=4, alpha=4))
-
-
-def config(**changes):
-    few = {"updates": 1, "starts": 4, "group": 4, "minibatch": 1000, "anchor": 0.0, "hold": 0.0, "gain_cap": 1.0, "kl_budget": 1e6, "check_every": 1}
-    rates = {"backbone_rate": 1e-3, "head_rate": 1e-3, "checkpoint_every": 1}
-    return UpdatesConfig(**{**few, **rates, **changes})
-
-
-def update(world, policy, settings, baseline=None, pool=None, closed=None, tasks=("up", "down"), measure=None, **options):
-    baseline, measure = baseline or dict.fromkeys(tasks, 0.0), measure or (lambda asked: dict.fromkeys(asked, 0.0))
-    where = pool or world.pool
-    return run_updates(policy, world.env, where, list(tasks), closed, world.samples, baseline, measure, settings, world.sft, seed=1, **options)
-
-
-def weights(policy):
-    return {name: tensor.clone() for name, tensor in policy.state_dict().items()}
-
-
-def moved(before, policy):
-    return sorted(name for name, tensor in policy.state_dict().items() if not torch.equal(tensor, before[name]))
 
 
 def test_groups_and_decisions(untrained):
@@ -252,7 +192,7 @@ def test_groups_and_decisions(untrained):
     assert np.bincount(rollouts.episode, weights=rollouts.played.sum(1)).tolist() == left.tolist()
     chunks = [-(-(24 - len(h.actions)) // 4) for h in histories]
     assert np.bincount(rollouts.episode).tolist() == np.repeat(chunks, 4).tolist()
-    assert len(rollouts.chunk) == len(rollouts.log_prob) == len(rollouts.observation.state) == 4 * sum(chunks)
+    assert len(rollouts.trace["sampled"]) == rollouts.decisions == len(rollouts.log_prob) == len(rollouts.observation.state) == 4 * sum(chunks)
     assert rollouts.control_steps == 16 * sum(chunks)
     first = [np.flatnonzero(rollouts.episode == e)[0] for e in range(20)]
     for e, row in enumerate(first):  # every episode begins where its group does
@@ -276,7 +216,12 @@ def test_only_adapter_and_heads_move(untrained):
     assert any("lora_" in n for n in names) and any("action_head" in n for n in names) and any("scale_head" in n for n in names)
     assert result["stopped_because"] == "all updates done" and result["history"][0]["kl"] > 0
     obs = observation(untrained)
-    torch.testing.assert_close(policy.reference_density(obs).mean, untrained.policy.density(obs).mean.detach(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(policy.reference_density(policy.reference_encode(obs), {}).mean, means(untrained.policy, obs), rtol=0, atol=1e-5)
+
+
+def means(policy, obs):
+    with torch.no_grad():
+        return policy.density(policy.encode(obs), {}).mean
 
 
 def observation(world, rows=8):
@@ -292,7 +237,7 @@ def test_an_update_makes_what_was_better_likelier(untrained, monkeypatch):
     advantage = leave_one_out(rollouts.reward, rollouts.group)[rollouts.episode]
     assert advantage.std() > 1e-3
     with torch.no_grad():
-        now = policy.log_prob(rollouts.observation, rollouts.chunk).numpy()
+        now = policy.log_prob(rollouts.observation, rollouts.trace).numpy()
     assert (advantage[:, None] * (now - rollouts.log_prob))[rollouts.played].mean() > 0
     assert result["history"][0]["ratio_max"] == pytest.approx(1, abs=1e-3)  # the first step was taken from the policy that acted
 
@@ -302,20 +247,6 @@ def test_gain_cap_closes_tasks_and_ends_the_round(untrained, check_every):
     policy = adapted(untrained.policy)
     result = update(untrained, policy, config(updates=4, check_every=check_every), baseline={"up": -2.0, "down": -2.0})
     assert result["updates"] == check_every and result["capped"] == ["up", "down"] and "cap" in result["stopped_because"]
-
-
-class Recorded(StartPool):
-    """Which tasks were drawn, and a way to be cut off."""
-
-    def __init__(self, pool, draws=10**6):
-        super().__init__(pool.first, pool.middle)
-        self.tasks, self.draws = [], draws
-
-    def draw(self, task, middle, rng):
-        if len(self.tasks) == self.draws:
-            raise KeyboardInterrupt
-        self.tasks.append((task, middle))
-        return super().draw(task, middle, rng)
 
 
 def test_a_capped_task_gets_no_more_groups(untrained):
@@ -359,23 +290,23 @@ def test_resumed_updates_are_identical(untrained, tmp_path):
 
 def test_closed_tasks_are_held(untrained):
     """The more the closed tasks' KL weighs, the less they move."""
-    closed = closed_observations(untrained.episodes, ["down"], "front")
+    closed = closed_observations(untrained.episodes, ["down"], ["front"])
     found = []
     for hold in (0.0, 100.0):
         policy = adapted(untrained.policy)
         update(untrained, policy, config(updates=2, hold=hold, minibatch=16), tasks=("up",), closed=closed)
-        found.append(chunk_kl(policy, closed))
+        found.append(chunk_kl(policy, closed, {}, {}))
     assert found[1] < 0.5 * found[0]
 
 
 def test_anchor_pulls_towards_successes(untrained):
-    from worldenv_cli.policies.sft import l1_loss
+    from worldenv_cli.policies.sft import sft_loss
 
     def error(policy):
         with torch.no_grad():
             every = np.arange(len(untrained.samples))
             plain = untrained.sft.model_copy(update={"shift": 0, "state_noise": 0.0})
-            return l1_loss(policy.policy, untrained.samples, every, plain, np.random.default_rng(0)).item()
+            return sft_loss(policy.policy, untrained.samples, every, plain, np.random.default_rng(0)).item()
 
     policy = adapted(untrained.policy)
     before = error(policy)
@@ -386,60 +317,10 @@ def test_anchor_pulls_towards_successes(untrained):
 # A world in which climbing is easy: the hand goes where it is sent, and the judge looks how high it is
 
 
-class Sent:
-    """Simulator: brightness is height, and an action's first number adds to it; proprioception stays. Its own state, too: both for each row."""
-
-    config = SimpleNamespace(camera="front", chunk=4, resolution=32, action_unit=np.zeros((4, 4)))
-
-    def __init__(self, height=None, felt=None):
-        self.height, self.felt = height, felt
-
-    def eval(self):
-        return self
-
-    def start(self, histories):
-        return Sent(np.zeros(len(histories)), np.stack([h.states[-1] for h in histories]))
-
-    def rows(self, index):
-        return Sent(self.height[np.asarray(index)], self.felt[np.asarray(index)])
-
-    def step(self, state, chunk):
-        height = state.height[:, None] + 0.1 * np.cumsum(chunk[..., 0], 1)
-        frames = np.clip(127 + 127 * height, 0, 255).astype(np.uint8)[..., None, None, None] * np.ones((32, 32, 3), np.uint8)
-        return {"front": frames}, np.repeat(state.felt[:, None], 4, 1), Sent(height[:, -1], state.felt)
-
-
-class Judge:
-    """Reflector: bright is good, unless the arm is to be lowered. Its own state, too: the sign of each row."""
-
-    threshold = torch.tensor(2.0)
-
-    def __init__(self, sign=None):
-        self.hidden = sign
-
-    def eval(self):
-        return self
-
-    def start(self, first, instructions):
-        return Judge(np.array([[1.0 if word == UP else -1.0 for word in instructions]]))
-
-    def rows(self, index):
-        return Judge(self.hidden[:, np.asarray(index)])
-
-    def score(self, state, frames):
-        return 0.5 + state.hidden[0][:, None] * (frames[..., 0, 0, 0] / 255 - 0.5), state
-
-
 def test_the_reward_rises(untrained):
     """Both tasks, which want opposite things: the sign of the update and who gets which reward are right."""
-    blank = [episode(1, task=task) for task in TASKS]
-    for e in blank:
-        e.frames["front"][:], e.states[:] = 127, 1 if e.instruction == UP else -1
-    pool = start_pool(blank, [], "front", 4, seed=0)
-    env = WorldEnv(Sent(), Judge(), WorldEnvConfig(rows=64, horizon=8), pool.first["up"])
-    world = SimpleNamespace(env=env, pool=pool, samples=untrained.samples, sft=untrained.sft)
-    policy = adapted(untrained.policy)
-    before = imagined_success(policy, env, pool, list(TASKS), 1, 0)
+    world, policy = climbing_world(untrained), adapted(untrained.policy)
+    before = imagined_success(policy, world.env, world.pool, list(TASKS), 1, 0)
     update(world, policy, config(updates=15, starts=4, group=16, backbone_rate=3e-3, head_rate=3e-3, minibatch=64))
-    after = imagined_success(policy, env, pool, list(TASKS), 1, 0)
+    after = imagined_success(policy, world.env, world.pool, list(TASKS), 1, 0)
     assert all(after[task] > before[task] + 0.1 for task in TASKS), (before, after)

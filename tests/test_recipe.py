@@ -173,7 +173,7 @@ def test_wrong_overrides(complaint, override, said):
         (GOOD + "training: {steps: 3}\n", "my.yaml line 6: training.steps: steps must be even, so that both halves are alike"),
         (GOOD + "training:\n  steps: 0\n", "my.yaml line 6: training: fewer steps than rates"),
         (GOOD + "training:\n  tuning: {kind: full, rte: 1}\n", "my.yaml line 7: unknown setting training.tuning.rte, did you mean rate?"),
-        (GOOD + "training:\n  tuning: {kind: none}\n", "my.yaml line 7: training.tuning: found a section, "),
+        (GOOD + "training:\n  tuning: {kind: none}\n", "my.yaml line 7: training.tuning.kind: found 'none', expected 'lora' or 'full'"),
         (GOOD + "training:\n  parts:\n  - {rank: 1}\n  - {rank: x}\n", "my.yaml line 9: training.parts.1.rank: found 'x', "),
         (GOOD + "training:\n  extra: {rank: x}\n", "my.yaml line 7: training.extra.rank: found 'x', expected a valid integer"),
     ],

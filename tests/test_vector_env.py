@@ -12,7 +12,7 @@ from gymnasium.utils import env_checker
 from gymnasium.vector import AutoresetMode
 
 from worldenv_cli.envs.metaworld import MetaWorldConfig, MetaWorldTask, RenderContext
-from worldenv_cli.envs.vector import MetaWorldVectorEnv
+from worldenv_cli.envs.vector import RealVectorEnv
 from worldenv_cli.errors import UserError
 from worldenv_cli.world_env import WorldEnv
 
@@ -178,7 +178,7 @@ def small(mini, tasks=None, rows=1, **changes):
 
 
 def test_closing_ends_the_workers(mini):
-    env = MetaWorldVectorEnv(small(mini))
+    env = RealVectorEnv(small(mini))
     (worker,) = env.workers
     folder = worker.folder.name
     env.reset(seed=0)
@@ -190,7 +190,7 @@ def test_closing_ends_the_workers(mini):
 
 def test_a_dead_worker_is_told(mini):
     """The kernel kills the largest process when memory runs out: say that it died, however it is noticed."""
-    env = MetaWorldVectorEnv(small(mini))
+    env = RealVectorEnv(small(mini))
     (worker,) = env.workers
     env.reset(seed=0)
     os.kill(worker.process.pid, signal.SIGSTOP)
@@ -206,7 +206,7 @@ def test_a_dead_worker_is_told(mini):
 
 def test_a_mistake_in_one_worker_leaves_the_others_in_step(mini):
     """An answer that nobody reads would be taken for the next one's."""
-    env = MetaWorldVectorEnv(small(mini, {"drawer-clos-v3": "a misspelt name", DRAWER: "close the drawer"}, rows=2))
+    env = RealVectorEnv(small(mini, {"drawer-clos-v3": "a misspelt name", DRAWER: "close the drawer"}, rows=2))
     try:
         with pytest.raises(UserError, match="did you mean 'drawer-close-v3'"):
             env.reset(options={"starts": [("drawer-clos-v3", 0), (DRAWER, 1)]})
@@ -224,7 +224,7 @@ def test_an_interpreter_that_cannot_be_a_worker_is_told_at_once(mini, tmp_path):
     python.chmod(0o755)
     began = time.monotonic()
     with pytest.raises(UserError, match="env.python: a worker under .*python did not start"):
-        MetaWorldVectorEnv(small(mini, python=str(python)))
+        RealVectorEnv(small(mini, python=str(python)))
     assert time.monotonic() - began < 20
 
 

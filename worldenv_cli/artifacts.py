@@ -75,9 +75,9 @@ def load_tensors(folder: Path) -> "dict[str, torch.Tensor]":
     return read_tensors(path)
 
 
-def load_into(module: "torch.nn.Module", tensors: "dict[str, torch.Tensor]", where: str | Path) -> None:
-    """`load_state_dict`, with every missing, unexpected and misshapen tensor in one message."""
-    own = module.state_dict()
+def load_into(module: "torch.nn.Module", tensors: "dict[str, torch.Tensor]", where: str | Path, of: "dict[str, torch.Tensor] | None" = None) -> None:
+    """`load_state_dict`, with every missing, unexpected and misshapen tensor in one message. `of`: only these of the module's are wanted."""
+    own = module.state_dict() if of is None else of
     missing = sorted(own.keys() - tensors.keys())
     unexpected = sorted(tensors.keys() - own.keys())
     misshapen = [
@@ -89,7 +89,7 @@ def load_into(module: "torch.nn.Module", tensors: "dict[str, torch.Tensor]", whe
     problems = "; ".join(f"{what}: {', '.join(names)}" for what, names in found.items() if names)
     if problems:
         raise UserError(f"{where}: its tensors do not fit {type(module).__name__} ({problems}); make it again with this configuration")
-    module.load_state_dict(tensors)
+    module.load_state_dict(tensors, strict=of is None)
 
 
 # Provenance

@@ -69,12 +69,12 @@ def _span(values: list[float]) -> str:
     return f"{min(values):.0f} to {max(values):.0f}"
 
 
-def matrix_peak(device, seconds: float = 1.0) -> float:
-    """float32 FLOP/s of a square matrix product on a torch device, the best of several."""
+def matrix_peak(device, dtype=None, seconds: float = 1.0) -> float:
+    """FLOP/s of a square matrix product on a torch device, float32 unless another type is named, the best of several."""
     import torch
 
     size = 8192 if device.type == "cuda" else 1536
-    a, b = torch.randn(size, size, device=device), torch.randn(size, size, device=device)
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in "ab")
     best, began = float("inf"), time.monotonic()
     while time.monotonic() - began < seconds:
         start = time.perf_counter()

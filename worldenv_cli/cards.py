@@ -54,14 +54,21 @@ def ingested(description: dict, episodes: Sequence[tuple[str, int]]) -> str:
 
 def policy(what: str, episodes: Sequence[Episode], model) -> str:
     parameters = sum(p.numel() for p in model.parameters())
+    base = model.base().config
+    checkpoint = (
+        [f"Adapters, heads and statistics for the checkpoint `{base.model}`, which is loaded with them.", ""]
+        if "model" in base.model_fields_set
+        else []
+    )
     return "\n".join(
         [
             f"# Policy, {what}",
             "",
-            f"{parameters:,} parameters; image + instruction + proprioception -> a chunk of {model.config.chunk} actions with a Laplace density.",
+            *checkpoint,
+            f"{parameters:,} parameters; image + instruction + proprioception -> a chunk of {base.chunk} actions with {model.base().density_is}.",
             f"Trained on {len(episodes)} episodes: {', '.join(sorted({episode.instruction for episode in episodes}))}.",
             "",
-            *_loading("policies.compact", "CompactPolicy"),
+            *_loading("policies.policy", "Policy"),
         ]
     )
 
@@ -84,7 +91,7 @@ def chosen_policy(what: str, model, choice: dict[str, str], counts: dict[str, di
                 for task, instruction in zip(choice, model.choice)
             ),
             "",
-            *_loading("policies.compact", "CompactPolicy"),
+            *_loading("policies.policy", "Policy"),
         ]
     )
 

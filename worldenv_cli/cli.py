@@ -209,9 +209,19 @@ def push_to_hub(
 
 
 @app.command()
-def bench(recipe: RecipeFile, set: Set = None, out: Out = None, dry_run: DryRun = False, force: Force = False, debug: Debug = False):
+def bench(
+    recipe: RecipeFile,
+    update: Annotated[
+        bool, typer.Option("--update", help="One update of the policy in an untrained world, instead: time, memory, matrix peak.")
+    ] = False,
+    set: Set = None,
+    out: Out = None,
+    dry_run: DryRun = False,
+    force: Force = False,
+    debug: Debug = False,
+):
     """How fast each part of the recipe runs on this machine."""
-    _run(["bench"], recipe, set, out, dry_run, force, debug)
+    _run(["bench-update" if update else "bench"], recipe, set, out, dry_run, force, debug)
 
 
 @app.command()

@@ -1,41 +1,59 @@
-"""Policies, simulators and reflectors as artifacts: one way to save them and one to load them."""
+"""Policies, simulators and reflectors as artifacts: one way to save them and one to load them.
+
+A compact policy is saved whole. Of a VLA only what was learned is: adapters, heads, statistics; the checkpoint is named in its config.
+"""
 
 from pathlib import Path
 
+import torch
 from pydantic import ValidationError
-from torch import nn
+from torch import Tensor, nn
 
-from .artifacts import load_config, load_into, load_tensors, write_artifact
+from .artifacts import load_config, load_into, load_tensors, under, write_artifact
 from .errors import UserError
 from .hub import resolve
 from .policies.chosen import ChosenPolicy
 from .policies.compact import CompactPolicy, CompactPolicyConfig
-from .policies.lora import AdaptedPolicy, LoraSettings
+from .policies.lora import AdaptedPolicy, LoraSettings, learned_tensors
+from .policies.policy import Policy
+from .policies.vla import VLAConfig, load_vla, pinned
 from .reflector.compact import Reflector, ReflectorConfig
 from .simulator.simulator import Simulator, SimulatorConfig
 
-KINDS = {
-    "policy": (CompactPolicyConfig, CompactPolicy),
-    "simulator": (SimulatorConfig, Simulator),
-    "reflector": (ReflectorConfig, Reflector),
-}
+OTHERS = {"simulator": (SimulatorConfig, Simulator), "reflector": (ReflectorConfig, Reflector)}
 
 
 def save_model(folder: Path, kind: str, model: nn.Module, provenance: dict, card: str) -> None:
     """Write a model's files into `folder` (see artifacts.staged for doing so in one piece)."""
-    config = {kind: model.config.model_dump(mode="json")}
-    if isinstance(model, AdaptedPolicy):
-        config |= {"lora": _lora(model)}
-    if isinstance(model, ChosenPolicy):
-        config |= {"members": {name: _lora(member) for name, member in model.members.items()}, "choice": model.choice, "default": model.default}
-    write_artifact(folder, kind, config, {name: tensor.contiguous() for name, tensor in model.state_dict().items()}, provenance, card)
+    config, tensors = _policy_parts(model) if kind == "policy" else ({kind: model.config.model_dump(mode="json")}, model.state_dict())
+    write_artifact(folder, kind, config, {name: tensor.contiguous() for name, tensor in tensors.items()}, provenance, card)
 
 
-def _lora(policy: CompactPolicy | AdaptedPolicy) -> dict | None:
-    return policy.settings.model_dump(mode="json") if isinstance(policy, AdaptedPolicy) else None
+def _policy_parts(policy: Policy) -> tuple[dict, dict[str, Tensor]]:
+    """(config, tensors) of any policy."""
+    if isinstance(policy, ChosenPolicy):
+        parts = {name: _policy_parts(member) for name, member in policy.members.items()}
+        config = {"members": {name: config for name, (config, _) in parts.items()}, "choice": policy.choice, "default": policy.default}
+        return config, {f"members.{name}.{key}": tensor for name, (_, tensors) in parts.items() for key, tensor in tensors.items()}
+    base = policy.base()
+    found = pinned(base.config) if isinstance(base.config, VLAConfig) else base.config
+    config, tensors = {"policy": found.model_dump(mode="json")}, policy.state_dict()
+    if isinstance(base.config, VLAConfig):
+        config |= {"merged": [settings.model_dump(mode="json") for settings, _ in base.merged_adapters]}
+        tensors = learned_tensors(policy)
+        for number, (_, adapter) in enumerate(base.merged_adapters):
+            tensors |= {f"merged.{number}.{name}": tensor for name, tensor in adapter.items()}
+    if isinstance(policy, AdaptedPolicy):
+        config |= {"lora": policy.settings.model_dump(mode="json")}
+    return config, tensors
 
 
-def load_model(reference: str | Path, kind: str, made_by: str = "make it first"):
+def new_policy(config: CompactPolicyConfig | VLAConfig, device: torch.device | str = "cpu", weights: bool = True) -> Policy:
+    """A new policy: a compact one untrained, a VLA as its checkpoint has it, or without `weights` of shapes only."""
+    return load_vla(config, device, weights) if isinstance(config, VLAConfig) else CompactPolicy(config).to(device)
+
+
+def load_model(reference: str | Path, kind: str, made_by: str = "make it first", device: torch.device | str = "cpu"):
     """The model of an artifact folder, or of a Hub reference given as str `owner/name[/folder][@revision]`, in evaluation mode.
 
     A policy with an adapter, or of several members, comes back as such.
@@ -44,23 +62,34 @@ def load_model(reference: str | Path, kind: str, made_by: str = "make it first")
     """
     folder = resolve(reference) if isinstance(reference, str) else reference
     found = load_config(folder, kind, made_by)
-    config_class, model_class = KINDS[kind]
+    tensors = load_tensors(folder)
     try:
-        config = config_class.model_validate(found.get(kind))
-        if "members" in found:
-            members = {name: _policy(config, lora) for name, lora in found["members"].items()}
-            model = ChosenPolicy(members, found["choice"], found["default"])
-        elif "lora" in found:
-            model = _policy(config, found["lora"])
-        else:
-            model = model_class(config)
+        if kind == "policy":
+            return _policy(found, tensors, folder, device).eval()
+        config_class, model_class = OTHERS[kind]
+        model = model_class(config_class.model_validate(found.get(kind)))
     except ValidationError as error:
         wrong = error.errors()[0]
         field = ".".join(str(part) for part in (kind, *wrong["loc"]))
         raise UserError(f"{folder / 'config.json'}: {field}: {wrong['msg']}; make the {kind} again with this version") from error
-    load_into(model, load_tensors(folder), folder)
-    return model.eval()
+    load_into(model, tensors, folder)
+    return model.to(device).eval()
 
 
-def _policy(config: CompactPolicyConfig, lora: dict | None) -> CompactPolicy | AdaptedPolicy:
-    return CompactPolicy(config) if lora is None else AdaptedPolicy(CompactPolicy(config), LoraSettings.model_validate(lora))
+def _policy(found: dict, tensors: dict[str, Tensor], folder: Path, device) -> Policy:
+    """The inverse of `_policy_parts`."""
+    if "members" in found:
+        members = {name: _policy(one, under(f"members.{name}.", tensors), folder, device) for name, one in found["members"].items()}
+        return ChosenPolicy(members, found["choice"], found["default"])
+    wanted = found.get("policy")
+    vla = isinstance(wanted, dict) and "model" in wanted
+    policy = new_policy((VLAConfig if vla else CompactPolicyConfig).model_validate(wanted), device)
+    for number, settings in enumerate(found.get("merged", ())):
+        policy = AdaptedPolicy(policy, LoraSettings.model_validate(settings))
+        load_into(policy, under(f"merged.{number}.", tensors), folder, of=policy.adapter_tensors())
+        policy = policy.merged()
+    if "lora" in found:
+        policy = AdaptedPolicy(policy, LoraSettings.model_validate(found["lora"]))
+    own = {name: tensor for name, tensor in tensors.items() if not name.startswith("merged.")}
+    load_into(policy, own, folder, of=learned_tensors(policy) if vla else None)
+    return policy

@@ -41,7 +41,7 @@ class Run:
         """The model of one of the run's artifacts, on the run's device, in evaluation mode."""
         from .models import load_model
 
-        return load_model(self.path(name), kind, made_by).to(self.device)
+        return load_model(self.path(name), kind, made_by, self.device)
 
     def episodes(self, name: str) -> list[Episode]:
         """The episodes of one of the run's datasets, read once."""
@@ -60,12 +60,17 @@ class Run:
 
     def env(self, *, until_horizon: bool = False, every_frame: bool = True):
         """The real environment, its worker processes shared by all stages."""
-        from .envs.vector import MetaWorldVectorEnv
+        from .envs.vector import RealVectorEnv
 
         if self._env is None:
-            self._env = MetaWorldVectorEnv(self.recipe.env)
+            self._env = RealVectorEnv(self.recipe.env)
         self._env.until_horizon, self._env.every_frame = until_horizon, every_frame
         return self._env
+
+    @property
+    def env_versions(self) -> dict[str, str]:
+        """{package: version} of the real environment, whose interpreter may be another one; empty while it has not been needed."""
+        return self._env.versions if self._env is not None else {}
 
     def close(self) -> None:
         if self._env is not None:
@@ -75,7 +80,8 @@ class Run:
     def settings(self, *sections: str) -> dict:
         """The recipe's sections that an artifact depends on, and the seed. What only says how it is computed is left out."""
         resolved = self.recipe.model_dump(mode="json")
-        resolved["env"] = {key: value for key, value in resolved["env"].items() if key not in ("workers", "rows", "renderer", "python")}
+        how = ("workers", "rows", "renderer", "python", "assets", "kind")  # the kind shows in what else there is
+        resolved["env"] = {key: value for key, value in resolved["env"].items() if key not in how}
         return {section: resolved[section] for section in sections} | {"seed": self.recipe.seed}
 
     def artifact(self, name: str, settings: dict, inputs: dict[str, str], make: Callable[[Path, dict], None]) -> None:
@@ -170,6 +176,7 @@ def run_stages(recipe: Recipe, out: Path, stages: list[str] | None = None, *, dr
     """Run some stages by name, or all of them in order."""
     from . import stages as available
     from .bench import bench
+    from .bench_update import bench_update
     from .evaluation.stages import evaluate_imagined, evaluate_real
     from .post_train.stages import post_train
 
@@ -183,6 +190,7 @@ def run_stages(recipe: Recipe, out: Path, stages: list[str] | None = None, *, dr
         "eval": evaluate_imagined,
         "eval-real": evaluate_real,
         "bench": bench,
+        "bench-update": bench_update,
         "compare": available.compare,
     }
     keep_freed_memory()
@@ -192,7 +200,7 @@ def run_stages(recipe: Recipe, out: Path, stages: list[str] | None = None, *, dr
     if dry_run:
         available.estimate(run)
     try:
-        for name in stages or [stage for stage in functions if stage not in ("bench", "compare")]:
+        for name in stages or [stage for stage in functions if stage not in ("bench", "bench-update", "compare")]:
             functions[name](run)
     finally:
         run.close()

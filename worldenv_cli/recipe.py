@@ -7,17 +7,18 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError, model_validator
 from pydantic_core import PydanticUndefined
 
 from .config import Config
 from .data.expert import IngestConfig
 from .data.explore import ExploreConfig
-from .envs.metaworld import MetaWorldConfig
+from .envs.config import EnvConfig
 from .errors import UserError
 from .evaluation.protocol import EvalConfig
 from .policies.compact import CompactPolicyConfig
 from .policies.sft import SFTConfig
+from .policies.vla import VLAConfig
 from .post_train.rounds import PostTrainConfig
 from .reflector.compact import ReflectorConfig
 from .reflector.train import CalibrateConfig
@@ -29,6 +30,13 @@ SHIPPED = Path(__file__).resolve().parent.parent / "recipes"
 C = TypeVar("C", bound=Config)
 
 
+def _kind_of_policy(section: Any) -> str:
+    return "vla" if isinstance(section, VLAConfig) or (isinstance(section, dict) and "model" in section) else "compact"
+
+
+PolicyConfig = Annotated[Annotated[CompactPolicyConfig, Tag("compact")] | Annotated[VLAConfig, Tag("vla")], Discriminator(_kind_of_policy)]
+
+
 class Recipe(Config):
     """Everything about a run; each section is described where it is used."""
 
@@ -36,9 +44,9 @@ class Recipe(Config):
     seed: int = Field(0, ge=0)
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU where there is one")
     out: str = Field("runs/{name}", description="folder of the run")
-    env: MetaWorldConfig
+    env: EnvConfig
     ingest: IngestConfig = IngestConfig()
-    policy: CompactPolicyConfig = CompactPolicyConfig()
+    policy: PolicyConfig = Field(CompactPolicyConfig(), description="a VLA, where `model` names one; else a compact policy, from nothing")
     sft: SFTConfig = SFTConfig()
     explore: ExploreConfig = ExploreConfig()
     simulator: SimulatorConfig = SimulatorConfig()
@@ -52,10 +60,12 @@ class Recipe(Config):
     @model_validator(mode="after")
     def _one_protocol(self) -> "Recipe":
         """Every model sees the pictures and moves by the chunks that the environment has; nothing else would be trained or played as meant."""
-        picture = {"resolution": self.env.resolution, "camera": self.env.camera.name}
+        picture = {"resolution": self.env.resolution, "camera": self.env.cameras[0]}
         chunk = {"chunk": self.env.chunk}
+        seen = {"resolution": self.env.resolution, "cameras": self.policy.cameras} if isinstance(self.policy, VLAConfig) else picture
+        body = {"state_size": len(self.env.state_names), "action_size": len(self.env.action_names)}
         horizon = {"horizon": self.env.chunks * self.env.chunk}
-        for name, wanted in (("policy", picture | chunk), ("simulator", picture | chunk), ("reflector", picture), ("world_env", horizon)):
+        for name, wanted in (("policy", seen | chunk | body), ("simulator", picture | chunk), ("reflector", picture), ("world_env", horizon)):
             section = getattr(self, name)
             for key, value in wanted.items():
                 if key in section.model_fields_set and getattr(section, key) != value:
@@ -187,6 +197,8 @@ def _inside(annotation: Any, key: str) -> list[Any]:
         return [arguments[int(key)]] if origin is tuple and key.isdigit() and int(key) < len(arguments) else [arguments[0]]
     if origin in (Union, types.UnionType):
         return [found for argument in arguments for found in _inside(argument, key)]
+    if origin is Annotated and any(isinstance(mark, Tag) and mark.tag == key for mark in arguments[1:]):
+        return [arguments[0]]  # the member of a union, as pydantic's locations name it
     return _inside(arguments[0], key) if origin is Annotated else []
 
 
@@ -219,7 +231,9 @@ def _default(cls: type[Config], keys: Sequence[str]) -> Any:
             field = section.model_fields.get(keys[-1])
             default = field.get_default(call_default_factory=True) if field else None
             if default is not None and default is not PydanticUndefined:
-                return section.model_construct(**{keys[-1]: default}).model_dump(mode="json", include={keys[-1]})[keys[-1]]
+                # what a section leaves at its own default stays open, for the environment may have another value; not which section it is
+                found = section.model_construct(**{keys[-1]: default}).model_dump(mode="json", include={keys[-1]}, exclude_unset=True)[keys[-1]]
+                return found | {"kind": default.kind} if isinstance(default, BaseModel) and "kind" in type(default).model_fields else found
     return {}
 
 
@@ -235,9 +249,11 @@ def _explained(error: ValidationError, data: dict, cls: type[Config], path: Path
     where = f"--set {set_by[-1]!r}" if set_by else f"{path}{_line(text, keys)}"
     field, kind, message = ".".join(keys), problem["type"], problem["msg"]
     if kind == "extra_forbidden":
-        return f"{where}: {_unknown(keys, _known(cls, keys[:-1]) or [])}"
+        return f"{where}: {_unknown(keys, _known(cls, problem['loc'][:-1]) or _known(cls, keys[:-1]) or [])}"
     if kind == "missing":
         return f"{where}: {field} is missing; expected {_expected(cls, keys)}"
+    if kind == "union_tag_invalid":
+        return f"{where}: {field}.kind: found {problem['ctx']['tag']!r}, expected {problem['ctx']['expected_tags'].replace(', ', ' or ')}"
     if kind in ("value_error", "assertion_error"):
         return f"{where}: {field or 'recipe'}: {message.partition(', ')[2]}"
     if kind in ("model_type", "model_attributes_type"):

@@ -12,14 +12,14 @@ import torch
 
 from .atomic import disk_full_told
 from .data.dataset import Episode
-from .envs.metaworld import MetaWorldConfig
-from .envs.vector import MetaWorldVectorEnv
+from .envs.config import EnvConfig
+from .envs.vector import RealVectorEnv
 from .policies.observation import Observation
 from .progress import track
 
 
 def play(
-    env: MetaWorldVectorEnv,
+    env: RealVectorEnv,
     starts: Sequence[tuple[str, int]],
     policy=None,
     *,
@@ -28,7 +28,7 @@ def play(
     description: str = "rollouts",
     keep: Path | None = None,
 ) -> list[Episode]:
-    """One episode for each (task, seed), in order. `policy` None means the scripted experts.
+    """One episode for each (task, seed), in order. `policy` None means the scripted experts, which only Meta-World has.
 
     `noise` gives each episode's Laplace scale (0: the policy's mean); None plays the mean throughout. A row whose episode ends goes on with the next
     start, so that no worker waits for the longest episode. With a folder `keep` every finished episode is kept there, and a call that was cut off
@@ -74,7 +74,7 @@ class _Recording:
         self.actions.append(chunk)
         self.success.append(info["success"][row])
 
-    def episode(self, config: MetaWorldConfig, task: str, start: int, source: str) -> Episode:
+    def episode(self, config: EnvConfig, task: str, start: int, source: str) -> Episode:
         flags, actions = np.concatenate(self.success), np.concatenate(self.actions)
         return Episode(
             frames={camera: np.concatenate(frames) for camera, frames in self.frames.items()},

@@ -9,10 +9,9 @@ from .data.dataset import Episode, read_dataset, read_description, write_dataset
 from .data.expert import demonstrate
 from .data.explore import explore as explore_with
 from .data.explore import of_split
-from .envs.metaworld import ACTION_NAMES, ENVIRONMENT_HZ, METRES_PER_STEP, STATE_NAMES
 from .errors import UserError
 from .hub import downloaded, resolve
-from .models import save_model
+from .models import new_policy, save_model
 from .pipeline import Run
 from .rollout import environment_steps
 
@@ -27,45 +26,23 @@ def needs(*names: str) -> dict[str, str]:
 def save_dataset(run: Run, folder: Path, episodes: list[Episode], provenance: dict, source: str, cost: int) -> None:
     """A dataset artifact: LeRobot v3.0 files, with everything said that a user of them must know."""
     env = run.recipe.env
-    metre = METRES_PER_STEP * env.action_repeat
-    description = {
-        "source": source,
-        "environment": "Meta-World (MuJoCo), sparse success",
-        "control_hz": env.control_hz,
-        "environment_hz": ENVIRONMENT_HZ,
-        "action_repeat": env.action_repeat,
-        "action": {
-            "names": list(ACTION_NAMES),
-            "meaning": "dx, dy, dz move the target of the hand's position controller, each held for action_repeat environment steps; grip +1 closes",
-            "range": [-1, 1],
-            "unit": [[metre if column == row and row < 3 else 0.0 for column in range(len(ACTION_NAMES))] for row in range(len(STATE_NAMES))],
-            "unit_meaning": "state x action: metres by which a control step with action 1 moves the controller's target",
-        },
-        "state": {"names": list(STATE_NAMES), "units": ["m", "m", "m", "0 closed .. 1 open"]},
-        "cameras": {
-            env.camera.name: {
-                "intrinsics": env.camera.intrinsics(env.resolution).tolist(),
-                "extrinsics": env.camera.extrinsics().tolist(),
-                "orientation": "upright, not mirrored",
-            }
-        },
-        "environment_steps": cost,
-        "versions": package_versions(),
-    }
+    description = {"source": source, **env.description(), "environment_steps": cost, "versions": package_versions() | run.env_versions}
     write_dataset(
         folder,
         episodes,
         fps=env.control_hz,
-        state_names=STATE_NAMES,
-        action_names=ACTION_NAMES,
+        state_names=env.state_names,
+        action_names=env.action_names,
         description=description,
-        robot_type="sawyer",
+        robot_type=env.robot,
     )
     write_artifact(folder, "dataset", {"source": source, "episodes": len(episodes)}, None, provenance, cards.dataset(episodes, description))
 
 
 def ingest(run: Run) -> None:
-    source = run.recipe.ingest.source
+    source, env = run.recipe.ingest.source, run.recipe.env
+    if source is None and env.kind != "metaworld":
+        raise UserError(f"ingest.source is not set, and {env.title} has no scripted experts; name a dataset that `worldenv ingest` wrote")
 
     def make(folder, provenance):
         if source is None:
@@ -80,19 +57,23 @@ def ingest(run: Run) -> None:
 
 
 def _fitting(run: Run, source: str, found: Path) -> tuple[list[Episode], int]:
-    """(the episodes of the recipe's tasks, what they have cost) of a dataset that was recorded as the recipe's environment is seen and moved."""
+    """(the episodes of the recipe's tasks, what they have cost) of a dataset that was recorded as the recipe's environment is seen and moved.
+
+    Episodes that are not labelled with a task of the recipe are known by their instruction; two of LIBERO's tasks can have the same one.
+    """
     env, description = run.recipe.env, read_description(found)
-    camera = description.get("cameras", {}).get(env.camera.name, {})
-    wanted = {
-        "control_hz": (description.get("control_hz"), env.control_hz),
-        "action_repeat": (description.get("action_repeat"), env.action_repeat),
-        f"camera {env.camera.name}": (camera.get("intrinsics"), env.camera.intrinsics(env.resolution).tolist()),
-    }
-    for field, (there, here) in wanted.items():
+    for field, (there, here) in env.compared(description).items():
         if there != here:
             raise UserError(f"ingest.source {source}: {field} is {there}, but {here} in the recipe's env; record it again or change the recipe")
-    episodes = [episode for episode in read_dataset(found) if episode.info.get("task") in env.tasks]
-    missing = sorted(set(env.tasks) - {episode.info["task"] for episode in episodes})
+    called = {instruction: task for task, instruction in reversed(env.tasks.items())}
+    episodes = read_dataset(found)
+    for episode in episodes:
+        if episode.info.get("task") not in env.tasks:
+            episode.info["task"] = called.get(episode.instruction)
+        episode.frames = {camera: episode.frames[camera] for camera in env.cameras}
+    episodes = [episode for episode in episodes if episode.info["task"] in env.tasks]
+    labels = {episode.info["task"] for episode in episodes}
+    missing = sorted(task for task, instruction in env.tasks.items() if not {task, called[instruction]} & labels)
     if missing:
         raise UserError(f"ingest.source {source}: no episode of env.tasks.{missing[0]}; leave the task out or record it")
     return episodes, description.get("environment_steps", 0)
@@ -102,11 +83,10 @@ def sft(run: Run) -> None:
     def make(folder, provenance):
         import torch
 
-        from .policies.compact import CompactPolicy
         from .policies.sft import fine_tune
 
         torch.manual_seed(run.recipe.seed)
-        policy = CompactPolicy(run.recipe.policy).to(run.device)
+        policy = new_policy(run.recipe.policy, run.device).trainable()
         demonstrations = run.episodes("demonstrations")
         fine_tune(policy, demonstrations, run.recipe.sft, seed=run.recipe.seed, checkpoint=run.checkpoint("sft"), metrics=run.metrics("sft"))
         save_model(folder, "policy", policy, provenance, cards.policy("fine-tuned on demonstrations", demonstrations, policy))
@@ -129,6 +109,9 @@ def simulator_config(run: Run):
     """The recipe's simulator with what the dataset fixes."""
     description = read_description(run.path("demonstrations"))
     camera = description["cameras"][run.recipe.simulator.camera]
+    if "extrinsics" not in camera:
+        told = "where it stands is unknown or differs between tasks, and the simulator draws the hand through it"
+        raise UserError(f"simulator.camera {run.recipe.simulator.camera}: {told}; choose env.tasks of one kind of scene")
     found = {"intrinsics": camera["intrinsics"], "extrinsics": camera["extrinsics"], "action_unit": description["action"]["unit"]}
     return type(run.recipe.simulator).model_validate(run.recipe.simulator.model_dump() | found)
 
@@ -211,19 +194,40 @@ def make_reflector(run: Run, name: str, folder: Path, provenance: dict, reflecto
     save_model(folder, "reflector", reflector, provenance, cards.reflector(reflector, measured))
 
 
+def _estimate_policy(recipe, found) -> None:
+    """What the policy takes in memory at the recipe's batches."""
+    from .progress import say
+
+    sft, updates = recipe.sft, recipe.post_train.updates
+    episodes = updates.starts * updates.group
+    decisions = episodes * -(-recipe.world_env.horizon // recipe.env.chunk)
+    passed = min(updates.microbatch or updates.minibatch, decisions)
+    say(f"policy: {found.parameters:,} parameters, of which {found.learning:,} learn")
+    say(f"policy, memory: weights {_size(found.weights)}, gradients and optimizer {_size(found.learning_state)}")
+    say(f"fine-tuning: {sft.batch} samples a pass, effective batch {sft.batch * sft.accumulate}; activations {_size(sft.batch * found.row)}")
+    say(
+        f"an update: {episodes} imagined episodes, {decisions} decisions at most, {passed} a pass, batch {min(updates.minibatch, decisions)}; "
+        f"activations {_size(passed * found.row)}, kept observations {_size(decisions * found.kept)}"
+    )
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
+
+
 def estimate(run: Run) -> None:
     """For a dry run: what would be built, and what it would cost at most in environment steps."""
-    from .policies.compact import CompactPolicy
+    from .policies.footprint import Footprint
     from .progress import say
     from .reflector.compact import Reflector
     from .simulator.unet import VideoUNet
 
     recipe, tasks = run.recipe, len(run.recipe.env.tasks)
     sizes = {
-        "policy": CompactPolicy(recipe.policy),
-        "simulator (video)": VideoUNet(recipe.simulator.unet, recipe.simulator.chunk, len(STATE_NAMES)),
+        "simulator (video)": VideoUNet(recipe.simulator.unet, recipe.simulator.chunk, len(recipe.env.state_names)),
         "reflector": Reflector(recipe.reflector),
     }
+    _estimate_policy(recipe, Footprint.of(new_policy(recipe.policy, weights=False).trainable()))
     for name, model in sizes.items():
         say(f"{name}: {sum(p.numel() for p in model.parameters()):,} parameters")
     config = recipe.post_train

@@ -15,7 +15,8 @@ from .progress import Metrics, check_finite, track
 
 class TrainingConfig(Config):
     steps: int = Field(800, ge=1)
-    batch: int = Field(64, ge=1)
+    batch: int = Field(64, ge=1, description="samples in a forward pass")
+    accumulate: int = Field(1, ge=1, description="forward passes whose gradients make one step")
     learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.05, ge=0)
     warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps")
@@ -55,17 +56,20 @@ def train(
             torch.manual_seed(int(rng.integers(2**62)))
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * _schedule(step / config.steps, config.warmup)
-            with torch.autocast(parameters[0].device.type, torch.bfloat16, enabled=config.bf16):
-                value, figures = loss(step, rng)
-            check_finite(description, step, loss=value.item())
             optimizer.zero_grad(set_to_none=True)
-            value.backward()
+            whole = 0.0
+            for _ in range(config.accumulate):
+                with torch.autocast(parameters[0].device.type, torch.bfloat16, enabled=config.bf16):
+                    value, figures = loss(step, rng)
+                check_finite(description, step, loss=value.item())
+                (value / config.accumulate).backward()
+                whole += value.item() / config.accumulate
             check_finite(description, step, gradient=torch.nn.utils.clip_grad_norm_(parameters, 1.0).item())
             optimizer.step()
             torch._foreach_lerp_(average, [p.detach() for p in parameters], 1 - min(config.average, (step + 1) / (step + 10)))
-            bar.advance(loss=value.item(), **figures)
+            bar.advance(loss=whole, **figures)
             if metrics and (step % 20 == 0 or step == config.steps - 1):
-                metrics.log(step, loss=value.item(), learning_rate=optimizer.param_groups[0]["lr"], **figures)
+                metrics.log(step, loss=whole, learning_rate=optimizer.param_groups[0]["lr"], **figures)
             if checkpoint and ((step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps):
                 _save(parameters, average, optimizer, carried, checkpoint, step + 1)
     with torch.no_grad():

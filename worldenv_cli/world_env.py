@@ -1,4 +1,4 @@
-"""Simulator and reflector as one `gymnasium.vector.VectorEnv`: the imagined twin of `envs.vector.MetaWorldVectorEnv`.
+"""Simulator and reflector as one `gymnasium.vector.VectorEnv`: the imagined twin of `envs.vector.RealVectorEnv`.
 
 An imagined episode starts from a real first frame or from any logged moment, moves by action chunks, and ends when the reflector is sure
 enough of success (inside the chunk, at the very frame) or at the horizon. Its reward comes at the end and is the reflector's probability.
@@ -38,7 +38,7 @@ class WorldEnv(gymnasium.vector.VectorEnv):
         made = simulator.config
         state_size, action_size = np.shape(made.action_unit)
         self.camera, self.num_envs = made.camera, config.rows
-        self.single_observation_space, self.single_action_space = chunk_spaces(made.camera, made.resolution, state_size, made.chunk, action_size)
+        self.single_observation_space, self.single_action_space = chunk_spaces((made.camera,), made.resolution, state_size, made.chunk, action_size)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self.control_steps = 0  # imagined so far, all rows

@@ -4,19 +4,21 @@ from pydantic import Field
 
 from ..config import Config
 from ..envs.starts import starts
-from ..envs.vector import MetaWorldVectorEnv
+from ..envs.vector import RealVectorEnv
 from ..errors import UserError
 from ..rollout import environment_steps, play
 from .dataset import Episode
 
 
 class IngestConfig(Config):
-    source: str | None = Field(None, description="a dataset that worldenv wrote, folder or owner/name[@revision], instead of the scripted experts")
+    source: str | None = Field(
+        None, description="a dataset that worldenv wrote, folder or owner/name[@revision], instead of Meta-World's scripted experts"
+    )
     demos_per_task: int = Field(5, ge=1)
     attempts: int = Field(8, ge=1, description="starts tried for each demonstration that is wanted, before giving up")
 
 
-def demonstrate(env: MetaWorldVectorEnv, config: IngestConfig, run_seed: int) -> tuple[list[Episode], int]:
+def demonstrate(env: RealVectorEnv, config: IngestConfig, run_seed: int) -> tuple[list[Episode], int]:
     """`demos_per_task` successful episodes of every task, each from a fresh start, and the environment steps that all tries have cost.
 
     Raises UserError for a task whose expert fails too often at this action repeat and horizon.

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from ..config import Config
 from ..envs.starts import starts
-from ..envs.vector import MetaWorldVectorEnv
+from ..envs.vector import RealVectorEnv
 from ..rollout import play
 from .dataset import Episode
 
@@ -18,7 +18,7 @@ class ExploreConfig(Config):
     noise: tuple[float, ...] = Field((0.0, 0.08, 0.15, 0.08), description="Laplace scales, in turn; much more ruins success and with it the data")
 
 
-def explore(env: MetaWorldVectorEnv, policy, config: ExploreConfig, calibration_share: float, seed: int, keep: Path | None = None) -> list[Episode]:
+def explore(env: RealVectorEnv, policy, config: ExploreConfig, calibration_share: float, seed: int, keep: Path | None = None) -> list[Episode]:
     """Rollouts with info["split"] "train", "calibration" or "held-out"; the noise levels are mixed alike in all three."""
     tasks = list(env.config.tasks)
     count = config.episodes + config.held_out

@@ -6,7 +6,7 @@ Three things of Meta-World 3 are mended here (each has a test):
 * shadows and multisampling cost nine tenths of the rendering time and tell nothing at these resolutions.
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -20,6 +20,7 @@ ACTION_NAMES = ("dx", "dy", "dz", "grip")  # each in [-1, 1]: 1 = 0.01 m of moca
 METRES_PER_STEP = 0.01  # by which an action of 1 moves the controller's target in an environment step
 HIDDEN_GROUP = 5  # MuJoCo draws geom groups 0-2 unless told otherwise
 ENVIRONMENT_HZ = 80  # 5 physics steps of 2.5 ms
+PACKAGES = ("metaworld", "mujoco")  # whose versions decide what an episode looks like
 
 
 class MetaWorldConfig(Config):
@@ -36,6 +37,16 @@ class MetaWorldConfig(Config):
     linger: int = Field(1, ge=0, description="action chunks played on after a success, where an episode ends with it")
     renderer: Literal["auto", "egl", "osmesa", "glfw"] = "auto"
     python: str | None = Field(None, description="interpreter of the workers, if not this one")
+    kind: Literal["metaworld"] = "metaworld"
+
+    title: ClassVar[str] = "Meta-World"
+    robot: ClassVar[str] = "sawyer"
+    state_names: ClassVar[tuple[str, ...]] = STATE_NAMES
+    action_names: ClassVar[tuple[str, ...]] = ACTION_NAMES
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        return (self.camera.name,)
 
     @property
     def chunks(self) -> int:
@@ -46,9 +57,58 @@ class MetaWorldConfig(Config):
     def control_hz(self) -> int:
         return ENVIRONMENT_HZ // self.action_repeat
 
+    @property
+    def protocol(self) -> dict:
+        """What a reader of its success rates must know."""
+        return {
+            "environment": "Meta-World 3, success at any time within the horizon",
+            "horizon": f"{self.horizon} environment steps",
+            "action repeat": self.action_repeat,
+            "chunk": f"{self.chunk} actions, played open loop",
+            "resolution": self.resolution,
+            "camera": self.camera.model_dump(mode="json"),
+        }
+
+    def description(self) -> dict:
+        """What a user of its episodes must know: the environment's part of meta/worldenv.json."""
+        metre = METRES_PER_STEP * self.action_repeat
+        return {
+            "environment": "Meta-World (MuJoCo), sparse success",
+            "control_hz": self.control_hz,
+            "environment_hz": ENVIRONMENT_HZ,
+            "action_repeat": self.action_repeat,
+            "action": {
+                "names": list(ACTION_NAMES),
+                "meaning": "dx, dy, dz move the target of the hand's position controller, each held for action_repeat environment steps; "
+                "grip +1 closes",
+                "range": [-1, 1],
+                "unit": [[metre if column == row and row < 3 else 0.0 for column in range(len(ACTION_NAMES))] for row in range(len(STATE_NAMES))],
+                "unit_meaning": "state x action: metres by which a control step with action 1 moves the controller's target",
+            },
+            "state": {"names": list(STATE_NAMES), "units": ["m", "m", "m", "0 closed .. 1 open"]},
+            "cameras": {
+                self.camera.name: {
+                    "intrinsics": self.camera.intrinsics(self.resolution).tolist(),
+                    "extrinsics": self.camera.extrinsics().tolist(),
+                    "orientation": "upright, not mirrored",
+                }
+            },
+        }
+
+    def compared(self, description: dict) -> dict[str, tuple]:
+        """{what: (in a dataset's description, here)}: must be equal for its episodes to have been seen and moved as this environment's are."""
+        camera = description.get("cameras", {}).get(self.camera.name, {})
+        return {
+            "control_hz": (description.get("control_hz"), self.control_hz),
+            "action_repeat": (description.get("action_repeat"), self.action_repeat),
+            f"camera {self.camera.name}": (camera.get("intrinsics"), self.camera.intrinsics(self.resolution).tolist()),
+        }
+
 
 class MetaWorldTask:
     """One task, one MuJoCo instance, no vectors: what a worker process holds a few of."""
+
+    kept = True  # by its row while that plays other tasks: making one takes a second, its memory is small
 
     def __init__(self, name: str, config: MetaWorldConfig):
         import mujoco
@@ -62,6 +122,7 @@ class MetaWorldTask:
             raise UserError(f"env.tasks: Meta-World {version('metaworld')} has no task {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
         self.config = config
         self.name = name
+        self.expert = None
         self.env = ALL_V3_ENVIRONMENTS[name]()
         self.env._freeze_rand_vec = False
         self.env.seeded_rand_vec = True
@@ -93,19 +154,30 @@ class MetaWorldTask:
         self.env.reset()
         mujoco.mj_forward(self.model, self.data)
         self.env._prev_obs = self.env._get_curr_obs_combined_no_goal()
-        return self.env._get_obs()
+        self.expert = None
+        self.observation = self.env._get_obs()
+        return self.observation
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, bool]:
         """Hold one action for `action_repeat` environment steps. True once Meta-World calls any of them a success."""
         success = False
         for _ in range(self.config.action_repeat):
-            observation, _, _, _, info = self.env.step(np.clip(action, -1, 1).astype(np.float32))
+            self.observation, _, _, _, info = self.env.step(np.clip(action, -1, 1).astype(np.float32))
             success |= bool(info["success"])
-        return observation, success
+        return self.observation, success
+
+    def expert_action(self) -> np.ndarray:
+        """What the scripted expert does next (4,), seeing Meta-World's own observation."""
+        self.expert = self.expert or expert(self.name)
+        return np.clip(self.expert.get_action(self.observation), -1, 1)
 
     def state(self) -> np.ndarray:
         """Proprioception (4,) float32: see STATE_NAMES."""
         return self.env._get_curr_obs_combined_no_goal()[:4].astype(np.float32)
+
+    def pictures(self, context: "RenderContext") -> dict[str, np.ndarray]:
+        """{camera: RGB (H, W, 3) uint8}"""
+        return {self.config.camera.name: self.render(context)}
 
     def render(self, context: "RenderContext") -> np.ndarray:
         """RGB (H, W, 3) uint8, upright, not mirrored."""

@@ -20,3 +20,8 @@ def starts(purpose: str, tasks: Iterable[str], count: int, *, offset: int = 0, r
     """
     base = PURPOSES[purpose] + offset + (0 if purpose in ("evaluation", "development") else 10_000 * (run_seed % 100))
     return [(task, base + index) for index in range(count) for task in tasks]
+
+
+def evaluation_number(seed: int) -> int | None:
+    """Which of the evaluation's starts a seed is, from 0; None for the seeds of every other purpose."""
+    return seed - PURPOSES["evaluation"] if seed >= PURPOSES["evaluation"] else None

@@ -1,10 +1,11 @@
-"""Meta-World rows in worker processes as one `gymnasium.vector.VectorEnv` whose action is an action chunk.
+"""Rows of a real environment in worker processes as one `gymnasium.vector.VectorEnv` whose action is an action chunk.
 
 Real and imagined environments share this interface (see `world_env.py`): finished rows are frozen, not reset, and cost nothing.
 """
 
 import os
 import secrets
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -16,13 +17,15 @@ import numpy as np
 from gymnasium.vector.utils import batch_space
 
 from ..errors import UserError
-from .metaworld import ACTION_NAMES, STATE_NAMES, MetaWorldConfig
+from .config import EnvConfig
 from .rendering import choose_backend
 from .spaces import chunk_spaces
 
+PACKAGE = Path(__file__).resolve().parents[1]
 
-class MetaWorldVectorEnv(gymnasium.vector.VectorEnv):
-    """B rows of real Meta-World.
+
+class RealVectorEnv(gymnasium.vector.VectorEnv):
+    """B rows of the real environment that `config` describes: Meta-World or LIBERO.
 
     `reset(options={"starts": [(task, seed), ...]})` begins at most `num_envs` episodes; rows without a start are frozen from the outset. With
     gymnasium's "reset_mask" (B,) bool beside the starts only those rows begin anew, or are frozen, and the others go on.
@@ -34,18 +37,23 @@ class MetaWorldVectorEnv(gymnasium.vector.VectorEnv):
 
     metadata = {"autoreset_mode": gymnasium.vector.AutoresetMode.DISABLED, "render_modes": []}
 
-    def __init__(self, config: MetaWorldConfig, *, until_horizon: bool = False, every_frame: bool = True):
+    def __init__(self, config: EnvConfig, *, until_horizon: bool = False, every_frame: bool = True):
         self.config, self.until_horizon, self.every_frame = config, until_horizon, every_frame
         self.num_envs = config.rows
-        spaces = chunk_spaces(config.camera.name, config.resolution, len(STATE_NAMES), config.chunk, len(ACTION_NAMES))
+        spaces = chunk_spaces(config.cameras, config.resolution, len(config.state_names), config.chunk, len(config.action_names))
         self.single_observation_space, self.single_action_space = spaces
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self.environment_steps = 0  # every step of every row since the making of this object: the cost that is reported
         self.workers = [_Worker(config) for _ in range(min(config.workers, config.rows))]
+        try:
+            self.versions = self._begin()  # of the environment's packages, under the workers' interpreter
+        except BaseException:
+            self.close_extras()
+            raise
         size = config.resolution
-        self._frame = np.zeros((self.num_envs, size, size, 3), np.uint8)
-        self._state = np.zeros((self.num_envs, len(STATE_NAMES)), np.float32)
+        self._frame = {camera: np.zeros((self.num_envs, size, size, 3), np.uint8) for camera in config.cameras}
+        self._state = np.zeros((self.num_envs, len(config.state_names)), np.float32)
         self._instruction = [""] * self.num_envs
         self._alive = np.zeros(self.num_envs, bool)
         self._chunks_played = np.zeros(self.num_envs, int)
@@ -65,8 +73,10 @@ class MetaWorldVectorEnv(gymnasium.vector.VectorEnv):
         for row in rows:
             self._instruction[row] = ""
         begun = {int(row): start for row, start in zip(rows, starts)}
-        for row, (picture, state) in self._ask("reset", begun).items():
-            self._frame[row], self._state[row] = picture, state
+        for row, (pictures, state) in self._ask("reset", begun).items():
+            for camera, picture in pictures.items():
+                self._frame[camera][row] = picture
+            self._state[row] = state
             self._alive[row], self._instruction[row] = True, self.config.tasks[begun[row][0]]
         return self._observation(), {"alive": self._alive.copy()}
 
@@ -76,7 +86,7 @@ class MetaWorldVectorEnv(gymnasium.vector.VectorEnv):
         return self._after(moving, answers)
 
     def step_expert(self):
-        """One chunk of every live row by Meta-World's scripted experts; info gains `actions` (B, T, A)."""
+        """One chunk of every live row by Meta-World's scripted experts, the only ones there are; info gains `actions` (B, T, A)."""
         moving = np.flatnonzero(self._alive)
         answers = self._ask("step_expert", {int(row): None for row in moving})
         result = self._after(moving, answers)
@@ -87,29 +97,38 @@ class MetaWorldVectorEnv(gymnasium.vector.VectorEnv):
 
     def _after(self, moving: np.ndarray, answers: dict[int, tuple]):
         length, config = self.config.chunk, self.config
-        frames = np.repeat(self._frame[:, None], length, 1)  # (B, T, H, W, 3)
+        frames = {camera: np.repeat(frame[:, None], length, 1) for camera, frame in self._frame.items()}  # (B, T, H, W, 3)
         states = np.repeat(self._state[:, None], length, 1)  # (B, T, S)
         success = np.zeros((self.num_envs, length), bool)
         for row in moving:
-            frames[row], states[row], success[row] = answers[row][:3]
+            pictures, states[row], success[row] = answers[row][:3]
+            for camera, shown in pictures.items():
+                frames[camera][row] = shown
         self.environment_steps += len(moving) * length * config.action_repeat
-        self._frame, self._state = frames[:, -1].copy(), states[:, -1].copy()
+        self._frame = {camera: shown[:, -1].copy() for camera, shown in frames.items()}
+        self._state = states[:, -1].copy()
         first = success.any(1) & (self._success_chunk < 0)
         self._success_chunk[first] = self._chunks_played[first]
         self._chunks_played[moving] += 1
         lingered = (self._success_chunk >= 0) & (self._chunks_played > self._success_chunk + config.linger)
         terminated = self._alive & lingered & (not self.until_horizon)
         truncated = self._alive & ~terminated & (self._chunks_played >= config.chunks)
-        info = {"frames": {config.camera.name: frames}, "states": states, "success": success, "alive": self._alive.copy()}
+        info = {"frames": frames, "states": states, "success": success, "alive": self._alive.copy()}
         self._alive &= ~(terminated | truncated)
         return self._observation(), first.astype(np.float32), terminated, truncated, info
 
     def _observation(self) -> dict:
         return {
-            "images": {self.config.camera.name: self._frame.copy()},
+            "images": {camera: frame.copy() for camera, frame in self._frame.items()},
             "state": self._state.copy(),
             "instruction": tuple(self._instruction),
         }
+
+    def _begin(self) -> dict[str, str]:
+        """Let every worker make what it needs once, all at the same time; a mistake in the recipe or the interpreter is told here."""
+        for worker in self.workers:
+            worker.send("versions")
+        return [self._judged(answer) for answer in [worker.receive() for worker in self.workers]][0]
 
     def _ask(self, verb: str, rows: dict, *arguments) -> dict:
         """Send each worker its rows (row modulo workers), so that they work at the same time, then gather."""
@@ -118,10 +137,13 @@ class MetaWorldVectorEnv(gymnasium.vector.VectorEnv):
             if share:
                 worker.send(verb, list(share) if verb == "step_expert" else share, *arguments)
         answers = [worker.receive() for worker, share in zip(self.workers, shares) if share]  # all of them, before any is judged
-        for ok, result in answers:
-            if not ok:
-                raise UserError(result) if ok is False else RuntimeError(f"in a Meta-World worker:\n{result}")
-        return {row: value for _, result in answers for row, value in result.items()}
+        return {row: value for answer in answers for row, value in self._judged(answer).items()}
+
+    def _judged(self, answer: tuple):
+        ok, result = answer
+        if not ok:
+            raise UserError(result) if ok is False else RuntimeError(f"in a {self.config.title} worker:\n{result}")
+        return result
 
     def close_extras(self, **kwargs):
         for worker in self.workers:
@@ -131,25 +153,30 @@ class MetaWorldVectorEnv(gymnasium.vector.VectorEnv):
 class _Worker:
     """One child process and the socket to it."""
 
-    def __init__(self, config: MetaWorldConfig):
-        python = config.python or sys.executable
+    def __init__(self, config: EnvConfig):
+        python, self.title = config.python or sys.executable, config.title
+        if shutil.which(python) is None:
+            raise UserError(f"env.python: {python} is not there or cannot be run, expected a Python interpreter; check the path")
+        backend = choose_backend(config.renderer, python)
         self.folder = tempfile.TemporaryDirectory(prefix="worldenv-")
+        (Path(self.folder.name) / PACKAGE.name).symlink_to(PACKAGE)
         key = secrets.token_bytes(16)
         listener = Listener(str(Path(self.folder.name) / "worker"), family="AF_UNIX", authkey=key)
         environment = {
             **os.environ,
-            "MUJOCO_GL": choose_backend(config.renderer, python),
+            "MUJOCO_GL": backend,
             "WORLDENV_WORKER_KEY": key.hex(),
             "OMP_NUM_THREADS": "1",
             "LP_NUM_THREADS": "1",  # the software renderer's own threads only get in each other's way
-            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]),
+            # this package alone: what is installed beside it may not be what the other interpreter must use
+            "PYTHONPATH": os.pathsep.join([self.folder.name, os.environ.get("PYTHONPATH", "")]),
         }
         self.process = subprocess.Popen([python, "-m", "worldenv_cli.envs.worker", listener.address], env=environment, stdin=subprocess.DEVNULL)
         try:
             self.connection = self._accept(listener)
         except OSError as error:
             self.process.kill()
-            raise UserError(f"env.python: a worker under {python} did not start ({error}); does it import worldenv_cli and metaworld?") from error
+            raise UserError(f"env.python: a worker under {python} did not start ({error}); has it pydantic, numpy and {config.title}?") from error
         finally:
             listener.close()
         self.connection.send(config.model_dump_json())
@@ -179,7 +206,7 @@ class _Worker:
             raise self._died() from error
 
     def _died(self) -> RuntimeError:
-        return RuntimeError(f"a Meta-World worker died (exit code {self.process.wait()})")
+        return RuntimeError(f"a {self.title} worker died (exit code {self.process.wait()})")
 
     def close(self) -> None:
         self.connection.close()

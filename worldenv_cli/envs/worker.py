@@ -1,82 +1,100 @@
-"""A worker process: some rows of a vector environment, each a Meta-World instance of its own.
+"""A worker process: some rows of a vector environment, each an instance of the real environment of its own.
 
 Rendering contexts do not share a process well and MuJoCo steps on one core, hence processes. The parent starts this module under the
 interpreter that the recipe names and talks over a local socket; messages are tuples (verb, arguments) answered by (ok, result).
+That interpreter may have little more than the environment itself: nothing heavy is imported here.
 """
 
+import contextlib
 import os
 import sys
 import traceback
+from importlib import metadata
 from multiprocessing.connection import Client
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from ..errors import UserError
-from .metaworld import MetaWorldConfig, MetaWorldTask, RenderContext, expert
+from . import libero, libero_package, metaworld
+from .config import EnvConfig
+
+KINDS = {  # what a row holds, what a process holds once, and whose versions matter
+    "metaworld": (metaworld.MetaWorldTask, metaworld.RenderContext, metaworld.PACKAGES),
+    "libero": (libero.LiberoTask, libero.LiberoContext, libero_package.PACKAGES),
+}
 
 
 class Rows:
-    """The rows of one worker. Instances of a task are made when first needed and kept for later episodes."""
+    """The rows of one worker. Instances of a task are made when first needed and, where that is worth their memory, kept for later episodes."""
 
-    def __init__(self, config: MetaWorldConfig):
+    def __init__(self, config: EnvConfig):
         self.config = config
-        self.context = RenderContext(config)
-        self.tasks: dict[tuple[int, str], MetaWorldTask] = {}
-        self.rows: dict[int, MetaWorldTask] = {}
-        self.experts: dict[int, object] = {}
+        self.task_class, context_class, self.packages = KINDS[config.kind]
+        self.context = context_class(config)
+        self.tasks: dict[tuple[int, str], object] = {}
+        self.rows: dict[int, object] = {}
 
-    def reset(self, starts: dict[int, tuple[str, int]]) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-        """row -> (task, seed) in; row -> (picture (H, W, 3), proprioception (4,)) out."""
+    def versions(self) -> dict[str, str]:
+        """{package: version} of those that this interpreter has."""
+        found = {}
+        for name in self.packages:
+            with contextlib.suppress(metadata.PackageNotFoundError):
+                found[name] = metadata.version(name)
+        return found
+
+    def reset(self, starts: dict[int, tuple[str, int]]) -> dict[int, tuple[dict, np.ndarray]]:
+        """row -> (task, seed) in; row -> ({camera: picture (H, W, 3)}, proprioception (S,)) out."""
         return {row: self._reset_row(row, *start) for row, start in starts.items()}
 
     def _reset_row(self, row: int, name: str, seed: int):
         if (row, name) not in self.tasks:
-            self.tasks[row, name] = MetaWorldTask(name, self.config)
+            if not self.task_class.kept and row in self.rows:
+                self.tasks.pop((row, self.rows.pop(row).name))
+            self.tasks[row, name] = self.task_class(name, self.config)
         task = self.rows[row] = self.tasks[row, name]
-        task.last_observation = task.reset(seed)
-        self.experts[row] = expert(name)
-        return task.render(self.context), task.state()
+        task.reset(seed)
+        return task.pictures(self.context), task.state()
 
     def step(self, chunks: dict[int, np.ndarray], every_frame: bool) -> dict[int, tuple]:
-        """row -> chunk (T, A) in; row -> (pictures (T, H, W, 3), proprioception (T, 4), success (T,)) out.
+        """row -> chunk (T, A) in; row -> ({camera: pictures (T, H, W, 3)}, proprioception (T, S), success (T,)) out.
 
         Without `every_frame` only the last picture of the chunk is drawn and repeated: enough to act on, a third of the time.
         """
         return {row: self._play(row, lambda _, t, chunk=chunk: chunk[t], len(chunk), every_frame)[:3] for row, chunk in chunks.items()}
 
     def step_expert(self, rows: list[int]) -> dict[int, tuple]:
-        """Let the scripted expert act for one chunk, seeing Meta-World's own observation; its actions (T, A) come as a fourth part."""
-        return {row: self._play(row, lambda task, _: self._expert_action(row, task), self.config.chunk, True) for row in rows}
-
-    def _expert_action(self, row: int, task: MetaWorldTask) -> np.ndarray:
-        return np.clip(self.experts[row].get_action(task.last_observation), -1, 1)
+        """Let the scripted expert act for one chunk; its actions (T, A) come as a fourth part."""
+        return {row: self._play(row, lambda task, _: task.expert_action(), self.config.chunk, True) for row in rows}
 
     def _play(self, row: int, choose, length: int, every_frame: bool):
         task = self.rows[row]
         pictures, states, successes, actions = [], [], [], []
         for t in range(length):
             action = np.asarray(choose(task, t), dtype=np.float32)
-            task.last_observation, success = task.step(action)
+            _, success = task.step(action)
             if every_frame or t == length - 1:
-                pictures.append(task.render(self.context))
+                pictures.append(task.pictures(self.context))
             states.append(task.state())
             successes.append(success)
             actions.append(action)
         if not every_frame:
             pictures *= length
-        return np.stack(pictures), np.stack(states), np.array(successes), np.stack(actions)
+        frames = {camera: np.stack([shown[camera] for shown in pictures]) for camera in self.config.cameras}
+        return frames, np.stack(states), np.array(successes), np.stack(actions)
 
 
 def serve(address: str, key: bytes) -> None:
     """Answer until the parent closes the connection. A UserError travels as its text, anything else as its traceback."""
     with Client(address, family="AF_UNIX", authkey=key) as connection:
-        rows = Rows(MetaWorldConfig.model_validate_json(connection.recv()))
+        config, rows = TypeAdapter(EnvConfig).validate_json(connection.recv()), None
         while True:
             try:
                 verb, arguments = connection.recv()
             except (EOFError, ConnectionResetError):
                 return
             try:
+                rows = rows or Rows(config)
                 answer = (True, getattr(rows, verb)(*arguments))
             except UserError as error:
                 answer = (False, str(error))
@@ -88,5 +106,5 @@ def serve(address: str, key: bytes) -> None:
 if __name__ == "__main__":
     import warnings
 
-    warnings.simplefilter("ignore")  # the experts warn about every clipped action
+    warnings.simplefilter("ignore")  # Meta-World's experts warn about every clipped action
     serve(sys.argv[1], bytes.fromhex(os.environ.pop("WORLDENV_WORKER_KEY")))

@@ -1,4 +1,4 @@
-"""The evaluation as a stage: all arms from the same starts, in the simulator and in Meta-World, into eval.json, a report and videos."""
+"""The evaluation as a stage: all arms from the same starts, in the simulator and in the real environment, into eval.json, a report and videos."""
 
 import numpy as np
 
@@ -62,7 +62,7 @@ def evaluate_imagined(run: Run) -> None:
 
 
 def evaluate_real(run: Run) -> None:
-    """Every arm in Meta-World; then the report."""
+    """Every arm in the real environment; then the report."""
     for name, (policy, _) in arms(run).items():
         _play_arm(run, name, policy)
     if not run.dry_run:
@@ -83,7 +83,7 @@ def _play_arm(run: Run, name: str, policy: str) -> None:
         if stops:
             to_the_end = play(run.env(until_horizon=True), chosen[:stops], player, description=f"{told}, to the horizon", keep=keep / "horizon")
         others = play(run.env(every_frame=False), chosen[stops:], player, description=told, keep=keep)
-        result = {"tasks": [task for task, _ in chosen], "outcomes": outcomes(to_the_end + others).tolist()}
+        result = {"tasks": [task for task, _ in chosen], "outcomes": outcomes(to_the_end + others).tolist(), "versions": run.env_versions}
         if stops:
             result |= stopping(to_the_end, run.model(reflector, "reflector"))
             _film(run, folder, to_the_end)
@@ -118,10 +118,11 @@ def _report(run: Run) -> dict:
     costs = {}
     for dataset in dict.fromkeys(dataset for _, data in arms(run).values() for dataset in data):
         costs[dataset] = read_description(run.path(dataset))["environment_steps"]
-    found, rows, tasks = {}, [], []
+    found, rows, tasks, versions = {}, [], [], package_versions()
     for name, (policy, data) in arms(run).items():
         result = _read(run, f"eval/{policy.replace('/', '-')}/outcomes.json")
         tasks = result["tasks"]
+        versions |= result.get("versions", {})  # of the environment, which may have an interpreter of its own
         extra = {key: result[key] for key in STOP_COUNTS if key in result}
         found[name] = arm(name, tasks, np.array(result["outcomes"]), sum(costs[dataset] for dataset in data), **extra)
         rows.append(found[name])
@@ -142,7 +143,7 @@ def _report(run: Run) -> dict:
     return {
         "name": recipe.name,
         "recipe": resolved_yaml(recipe),
-        "versions": package_versions(),
+        "versions": versions,
         "wall_seconds": {stage: values["seconds"] for stage, values in timing.items()},
         "peak_memory_gb": max((values["peak_memory_gb"] for values in timing.values()), default=None),
         "protocol": _protocol(recipe),
@@ -178,17 +179,8 @@ def _agreement(imagined: dict, found: dict[str, dict], tasks: list[str]) -> list
 
 
 def _protocol(recipe) -> dict:
-    env = recipe.env
-    return {
-        "environment": "Meta-World 3, success at any time within the horizon",
-        "starts": f"{recipe.eval.starts} for each task, the same for every policy, never used before",
-        "horizon": f"{env.horizon} environment steps",
-        "action repeat": env.action_repeat,
-        "chunk": f"{env.chunk} actions, played open loop",
-        "resolution": env.resolution,
-        "camera": env.camera.model_dump(mode="json"),
-        "training seed": recipe.seed,
-    }
+    starts = f"{recipe.eval.starts} for each task, the same for every policy, never used before"
+    return recipe.env.protocol | {"starts": starts, "training seed": recipe.seed}
 
 
 def _round(run: Run, result: dict, accepted: dict | None) -> dict:

@@ -4,19 +4,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..pretrained import Pretrained
-from .compact import Act, CompactPolicy
-from .heads import Generators
-from .lora import AdaptedPolicy
+from .densities import Generators
 from .observation import Observation
+from .policy import Act, Policy
 
 
-class ChosenPolicy(Pretrained, nn.Module):
+class ChosenPolicy(Policy):
     """`choice` is {instruction: name of a member}; wording that is not in it gets the member `default`."""
 
-    kind = "policy"
-
-    def __init__(self, members: dict[str, CompactPolicy | AdaptedPolicy], choice: dict[str, str], default: str):
+    def __init__(self, members: dict[str, Policy], choice: dict[str, str], default: str):
         super().__init__()
         self.members, self.choice, self.default = nn.ModuleDict(members), dict(choice), default
         self.config = members[default].config

@@ -4,8 +4,6 @@ The instruction modulates a convolutional encoder (FiLM); one query for each ste
 and a Laplace scale head read the queries, as in World-Env on OpenVLA-OFT.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from pydantic import Field
@@ -14,9 +12,8 @@ from torch.nn import functional as F
 
 from ..config import Config
 from ..packing import normalised, pack
-from ..pretrained import Pretrained
-from .heads import ChunkDensity, Generators
 from .observation import Observation
+from .regression import RegressionPolicy
 from .text import TextConfig, TextEncoder
 
 BLOCK = 4  # pixels a side that are folded into channels: see packing.py
@@ -38,18 +35,12 @@ class CompactPolicyConfig(Config):
     scale_max: float = Field(0.15, gt=0)
     shared_noise: float = Field(0.7, ge=0, description="part of the exploration noise that is shared along a chunk")
 
-
-@dataclass
-class Act:
-    """What `act` did: the chunk before clipping, and its log density for each step."""
-
-    chunk: np.ndarray  # (B, T, A) float32
-    log_prob: np.ndarray  # (B, T) float32
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        return (self.camera,)
 
 
-class CompactPolicy(Pretrained, nn.Module):
-    kind = "policy"
-
+class CompactPolicy(RegressionPolicy):
     def __init__(self, config: CompactPolicyConfig):
         super().__init__()
         self.config = config
@@ -60,43 +51,25 @@ class CompactPolicy(Pretrained, nn.Module):
         self.action_head = _head(config.width, config.action_size)
         self.scale_head = _head(config.width, config.action_size)
 
-    @property
-    def device(self) -> torch.device:
-        return self.state_mean.device
-
-    def forward(self, obs: Observation) -> tuple[Tensor, Tensor]:
-        """(mean (B, T, A), log-scale (B, T, A), clamped)."""
+    def encode(self, obs: Observation) -> dict[str, Tensor]:
+        """image packed (B, h, w, P) in [-1, 1], state (B, S) in its units, text (B, width): the text encoder learns with the rest."""
         image = normalised(pack(obs.images[self.config.camera], BLOCK).to(self.device))
-        return self.from_tensors(image, torch.from_numpy(obs.state).to(self.device), self.text(obs.instruction))
+        return {"image": image, "state": torch.from_numpy(obs.state).to(self.device), "text": self.text(obs.instruction)}
 
-    def from_tensors(self, image: Tensor, state: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-        """image packed (B, h, w, P) in [-1, 1], state (B, S) in its units, text (B, width)."""
-        features = self.backbone(image, (state - self.state_mean) / self.state_std, text)  # (B, T, width)
-        return self.action_head(features), self.log_scale(features)
+    def features(self, encoded: dict[str, Tensor]) -> Tensor:
+        return self.backbone(encoded["image"], (encoded["state"] - self.state_mean) / self.state_std, encoded["text"])
 
-    def log_scale(self, features: Tensor) -> Tensor:
-        """features (B, T, width) -> (B, T, A), between the bounds by a smooth clamp, which keeps a gradient there."""
-        low, high = np.log(self.config.scale_min), np.log(self.config.scale_max)
-        return low + (high - low) * torch.sigmoid(self.scale_head(features))
+    def look(self, frames: np.ndarray) -> list[Tensor]:
+        """The output of each convolutional stage, with a neutral instruction."""
+        return self.backbone.look(normalised(pack(frames, BLOCK).to(self.device)), self.text([""] * len(frames)))
 
-    def density(self, obs: Observation) -> ChunkDensity:
-        mean, log_scale = self(obs)
-        return ChunkDensity(mean, log_scale.exp(), self.config.shared_noise)
+    def lora_targets(self) -> list[str]:
+        return [f"backbone.{name}" for name, module in self.backbone.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
 
-    @torch.no_grad()
-    def act(self, obs: Observation, *, explore: bool, scale: np.ndarray | None = None, generator: Generators = None) -> Act:
-        """A chunk for each row: the mean, or with `explore` a sample. `scale` (B,) replaces the scale head's word, where given."""
-        density = self.density(obs)
-        if scale is not None:
-            density.scale = torch.as_tensor(scale, dtype=torch.float32, device=self.device)[:, None, None].expand_as(density.mean)
-        if not explore:
-            return Act(density.mean.cpu().numpy(), np.zeros(density.mean.shape[:2], np.float32))
-        chunk = density.sample(generator)
-        return Act(chunk.cpu().numpy(), density.log_prob(chunk).cpu().numpy())
-
-    def log_prob(self, obs: Observation, chunk: np.ndarray) -> Tensor:
-        """(B, T) differentiable log density of what `act` sampled."""
-        return self.density(obs).log_prob(torch.from_numpy(chunk).to(self.device))
+    def adopt(self, states: np.ndarray, actions: np.ndarray) -> None:
+        if not self.state_mean.any():
+            self.state_mean.copy_(torch.from_numpy(states.mean(0)))
+            self.state_std.copy_(torch.from_numpy(np.maximum(states.std(0), 1e-3)))
 
 
 class Backbone(nn.Module):

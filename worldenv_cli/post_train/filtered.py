@@ -19,7 +19,7 @@ def clone_on_successes(run: Run, name: str, start: str, datasets: list[str]) -> 
     """The artifact `name`: `start` trained on with the successes of `datasets`."""
 
     def make(folder, provenance):
-        policy = run.model(start, "policy")
+        policy = run.model(start, "policy").trainable()
         kept = successes([episode for dataset in datasets for episode in run.episodes(dataset)])
         part = {"checkpoint": run.checkpoint(name), "metrics": run.metrics(name)}
         fine_tune(policy, kept, run.recipe.post_train.filter, seed=run.recipe.seed + 1, **part)

@@ -12,7 +12,8 @@ from ..artifacts import Checkpoint, load_optimizer, optimizer_tensors, under
 from ..config import Config
 from ..policies.lora import AdaptedPolicy
 from ..policies.observation import Observation
-from ..policies.sft import ChunkSamples, SFTConfig, l1_loss
+from ..policies.policy import rows_of
+from ..policies.sft import ChunkSamples, SFTConfig, sft_loss
 from ..progress import Metrics, check_finite, track
 from ..simulator.simulator import History
 from ..world_env import WorldEnv
@@ -30,6 +31,8 @@ class UpdatesConfig(Config):
     head_rate: float = Field(5e-5, gt=0, description="learning rate of the heads")
     epochs: int = Field(1, ge=1, description="passes over an update's decisions")
     minibatch: int = Field(256, ge=1, description="decisions in a gradient step")
+    microbatch: int | None = Field(None, ge=1, description="decisions in a forward pass, gradients added up; a whole minibatch where not given")
+    rescore: bool = Field(False, description="score samples again in the passes of training, before the first step: for bf16")
     anchor: float = Field(0.3, ge=0, description="weight of the SFT loss on real successes")
     hold: float = Field(1.0, ge=0, description="weight of KL(start || tuned) on real frames of closed tasks")
     gain_cap: float = Field(0.12, gt=0, description="a task's imagined success may rise by this much in a round, then its groups stop")
@@ -142,7 +145,8 @@ def _one_update(policy, env, pool, active, closed, successes, optimizer, config,
     advantage = leave_one_out(rollouts.reward, rollouts.group) * config.advantage_scale
     from_first = ~np.array(middles)
     figures = _gradient_steps(policy, rollouts, advantage, closed, successes, optimizer, config, sft, rng, update)
-    kl = chunk_kl(policy, rollouts.observation.rows(rng.choice(len(rollouts.chunk), min(256, len(rollouts.chunk)), replace=False)))
+    rows = rng.choice(rollouts.decisions, min(256, rollouts.decisions), replace=False)
+    kl = chunk_kl(policy, rollouts.observation.rows(rows), rows_of(rollouts.encoded, rows), rows_of(rollouts.trace, rows), config.microbatch)
     first_rows = from_first[rollouts.group]
     return {
         "imagined_success": float(rollouts.reward[first_rows].mean()) if first_rows.any() else float(rollouts.reward.mean()),
@@ -158,38 +162,90 @@ def _one_update(policy, env, pool, active, closed, successes, optimizer, config,
 
 
 def _gradient_steps(policy, rollouts: Rollouts, advantage, closed, successes, optimizer, config, sft, rng, update) -> dict:
-    decisions = len(rollouts.chunk)
     per_decision = torch.from_numpy(advantage[rollouts.episode]).to(policy.device)
+    played, old = (torch.from_numpy(values).to(policy.device) for values in (rollouts.played, rollouts.log_prob))
     figures: dict[str, list[float]] = {}
-    for _ in range(config.epochs):
-        order = rng.permutation(decisions)
-        for rows in np.array_split(order, max(round(decisions / config.minibatch), 1)):
-            observation = rollouts.observation.rows(rows)
-            density = policy.density(observation)
-            sampled = (rollouts.chunk, rollouts.log_prob, rollouts.played)
-            chunk, old, played = (torch.from_numpy(values[rows]).to(policy.device) for values in sampled)
-            log_prob = density.log_prob(chunk)
-            loss, step = clipped_objective(log_prob, old, per_decision[rows], played, config.clip)
-            anchor = l1_loss(policy.policy, successes, rng.integers(0, len(successes), 64), sft, rng) if config.anchor else torch.zeros(())
-            held = _held(policy, closed, rng) if closed is not None and config.hold else torch.zeros(())
-            total = loss + config.anchor * anchor + config.hold * held
-            optimizer.zero_grad(set_to_none=True)
-            total.backward()
-            norm = torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)
-            check_finite("post-training", update, gradient=norm.item())
-            optimizer.step()
-            step |= {"loss": total.item(), "anchor": anchor.item(), "held_kl": held.item(), "scale": density.scale.mean().item()}
-            for name, value in step.items():
-                figures.setdefault(name, []).append(value)
+    batches = [_batches(rollouts.decisions, config, rng) for _ in range(config.epochs)]
+    if config.rescore:
+        old = _rescored(policy, rollouts, old, batches[0])
+    for minibatch in [rows for epoch in batches for rows in epoch]:
+        optimizer.zero_grad(set_to_none=True)
+        steps = []
+        for rows in minibatch:
+            density = policy.density(*_encoded(policy, rollouts, rows))
+            log_prob = density.log_prob(rollouts.trace["sampled"][rows])
+            weight = (played[rows].sum() / played[np.concatenate(minibatch)].sum()).item()
+            loss, step = clipped_objective(log_prob, old[rows], per_decision[rows], played[rows], config.clip)
+            (weight * loss).backward()
+            steps.append((weight, step | {"surrogate": loss.item(), "scale": density.spread()}))
+        anchor = _anchor(policy, successes, config, sft, rng)
+        held = _held(policy, closed, config, rng)
+        norm = torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)
+        check_finite("post-training", update, gradient=norm.item())
+        optimizer.step()
+        step = {name: sum(weight * found[name] for weight, found in steps) for name in steps[0][1]}
+        step |= {"loss": step.pop("surrogate") + config.anchor * anchor + config.hold * held, "anchor": anchor, "held_kl": held}
+        for name, value in step.items():
+            figures.setdefault(name, []).append(value)
     return {name: float(np.mean(values)) for name, values in figures.items()}
 
 
-def _held(policy: AdaptedPolicy, closed: Observation, rng: np.random.Generator) -> torch.Tensor:
-    observation = closed.rows(rng.choice(len(closed.state), min(64, len(closed.state)), replace=False))
-    return policy.reference_density(observation).kl(policy.density(observation)).mean()
+def _batches(decisions: int, config: UpdatesConfig, rng: np.random.Generator) -> list[list[np.ndarray]]:
+    """An epoch's minibatches, each in the parts that a forward pass takes."""
+    minibatches = np.array_split(rng.permutation(decisions), max(round(decisions / config.minibatch), 1))
+    return [np.array_split(rows, -(-len(rows) // (config.microbatch or len(rows)))) for rows in minibatches]
+
+
+def _encoded(policy, rollouts: Rollouts, rows: np.ndarray) -> tuple[dict, dict]:
+    """(encoded observations, traces) of some decisions: kept from when they were made, or made again."""
+    encoded = rows_of(rollouts.encoded, rows) if rollouts.encoded else policy.encode(rollouts.observation.rows(rows))
+    return encoded, rows_of(rollouts.trace, rows)
 
 
 @torch.no_grad()
-def chunk_kl(policy: AdaptedPolicy, observation: Observation) -> float:
-    """Mean KL(start || tuned) of whole chunks at these observations, in nats."""
-    return float(policy.reference_density(observation).kl(policy.density(observation)).sum(-1).mean())
+def _rescored(policy, rollouts: Rollouts, old: torch.Tensor, minibatches: list[list[np.ndarray]]) -> torch.Tensor:
+    """Log densities of the samples under the policy that took them, computed as training will: its first ratios are exactly one."""
+    again = old.clone()
+    for rows in [rows for minibatch in minibatches for rows in minibatch]:
+        again[rows] = policy.density(*_encoded(policy, rollouts, rows)).log_prob(rollouts.trace["sampled"][rows])
+    return again
+
+
+def _anchor(policy, successes: ChunkSamples, config: UpdatesConfig, sft: SFTConfig, rng: np.random.Generator) -> float:
+    """Adds the gradient of the SFT loss on real successes; returns the loss."""
+    if not config.anchor:
+        return 0.0
+    index, total = rng.integers(0, len(successes), 64), 0.0
+    for rows in np.array_split(index, -(-64 // (config.microbatch or 64))):
+        loss = sft_loss(policy.base(), successes, rows, sft, rng) * len(rows) / 64
+        (config.anchor * loss).backward()
+        total += loss.item()
+    return total
+
+
+def _held(policy: AdaptedPolicy, closed: Observation | None, config: UpdatesConfig, rng: np.random.Generator) -> float:
+    """Adds the gradient of KL(start || tuned) at real observations of closed tasks; returns it."""
+    if closed is None or not config.hold:
+        return 0.0
+    chosen, total = rng.choice(len(closed.state), min(64, len(closed.state)), replace=False), 0.0
+    for rows in np.array_split(chosen, -(-len(chosen) // (config.microbatch or len(chosen)))):
+        observation = closed.rows(rows)
+        before, after = policy.reference_encode(observation), policy.encode(observation)
+        trace = policy.trace(before)
+        kl = policy.reference_density(before, trace).kl(policy.density(after, trace)).mean() * len(rows) / len(chosen)
+        (config.hold * kl).backward()
+        total += kl.item()
+    return total
+
+
+@torch.no_grad()
+def chunk_kl(policy: AdaptedPolicy, observation: Observation, kept: dict, trace: dict, microbatch: int | None = None) -> float:
+    """Mean KL(start || tuned) of whole chunks at these observations, in nats. `kept`: what is kept of encoding them, if anything."""
+    count, total = len(observation.state), 0.0
+    for rows in np.array_split(np.arange(count), -(-count // (microbatch or count))):
+        seen = observation.rows(rows)
+        before = rows_of(kept, rows) or policy.reference_encode(seen)
+        after = rows_of(kept, rows) or policy.encode(seen)
+        given = rows_of(trace, rows) or policy.trace(before)
+        total += policy.reference_density(before, given).kl(policy.density(after, given)).sum().item()
+    return total / count

@@ -4,8 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..policies.observation import Observation
+from ..policies.policy import joined
 from ..simulator.simulator import History
 from ..world_env import WorldEnv
 
@@ -15,7 +17,8 @@ class Rollouts:
     """Every decision (one action chunk) of E imagined episodes, laid end to end: N decisions."""
 
     observation: Observation  # N rows
-    chunk: np.ndarray  # (N, T, A) as sampled, before clipping
+    trace: dict[str, Tensor]  # N rows: what was sampled, and what scoring it again needs
+    encoded: dict[str, Tensor]  # N rows: encoded observations, where the policy's are reusable; else empty
     log_prob: np.ndarray  # (N, T) when sampled
     played: np.ndarray  # (N, T) bool: steps up to the one that ended the episode
     episode: np.ndarray  # (N,) which of the E episodes
@@ -23,6 +26,10 @@ class Rollouts:
     stopped: np.ndarray  # (E,) bool: the reflector ended it
     group: np.ndarray  # (E,) which start
     control_steps: int
+
+    @property
+    def decisions(self) -> int:
+        return len(self.episode)
 
 
 def imagine(env: WorldEnv, policy, histories: list[History], group_size: int, generator: torch.Generator | None, explore: bool = True) -> Rollouts:
@@ -48,17 +55,18 @@ def _imagine_batch(env: WorldEnv, policy, histories, group_size, generator, expl
         chunks[alive] = np.clip(act.chunk, -1, 1)
         observation, rewards, terminated, truncated, info = env.step(chunks)
         rows = np.flatnonzero(alive)
-        decisions.append((seen, act.chunk, act.log_prob, info["played"][rows], rows))
+        decisions.append((seen, act.trace, act.encoded if policy.reusable else {}, act.log_prob, info["played"][rows], rows))
         over = terminated | truncated
         reward[over[:episodes]] = rewards[over]
         stopped |= terminated[:episodes]
         alive = alive & ~over
     return Rollouts(
         observation=_stacked([d[0] for d in decisions]),
-        chunk=np.concatenate([d[1] for d in decisions]),
-        log_prob=np.concatenate([d[2] for d in decisions]),
-        played=np.concatenate([d[3] for d in decisions]),
-        episode=np.concatenate([d[4] for d in decisions]),
+        trace=joined([d[1] for d in decisions]),
+        encoded=joined([d[2] for d in decisions]),
+        log_prob=np.concatenate([d[3] for d in decisions]),
+        played=np.concatenate([d[4] for d in decisions]),
+        episode=np.concatenate([d[5] for d in decisions]),
         reward=reward,
         stopped=stopped,
         group=np.repeat(np.arange(len(histories)), group_size),
@@ -83,7 +91,8 @@ def _joined(parts: list[Rollouts]) -> Rollouts:
     groups = np.cumsum([0] + [part.group.max() + 1 for part in parts[:-1]])
     return Rollouts(
         observation=_stacked([part.observation for part in parts]),
-        chunk=np.concatenate([part.chunk for part in parts]),
+        trace=joined([part.trace for part in parts]),
+        encoded=joined([part.encoded for part in parts]),
         log_prob=np.concatenate([part.log_prob for part in parts]),
         played=np.concatenate([part.played for part in parts]),
         episode=np.concatenate([part.episode + offset for part, offset in zip(parts, episodes)]),

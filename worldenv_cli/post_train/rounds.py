@@ -51,11 +51,11 @@ def imagined_success(policy, env: WorldEnv, pool: StartPool, tasks: Sequence[str
     return found
 
 
-def closed_observations(episodes: Sequence[Episode], tasks: Sequence[str], camera: str) -> Observation | None:
+def closed_observations(episodes: Sequence[Episode], tasks: Sequence[str], cameras: Sequence[str]) -> Observation | None:
     """Real observations of the tasks that post-training must leave as they are, one in three."""
     mine = [episode for episode in episodes if episode.info["task"] in tasks]
     if not mine:
         return None
-    frames = np.concatenate([episode.frames[camera][:-1:3] for episode in mine])
+    images = {camera: np.concatenate([episode.frames[camera][:-1:3] for episode in mine]) for camera in cameras}
     states = np.concatenate([episode.states[:-1:3] for episode in mine])
-    return Observation({camera: frames}, states, [e.instruction for e in mine for _ in range(len(e.states[:-1:3]))])
+    return Observation(images, states, [e.instruction for e in mine for _ in range(len(e.states[:-1:3]))])

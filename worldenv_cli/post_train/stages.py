@@ -137,19 +137,19 @@ def _tuned(run: Run, number: int, kind: str, updates: UpdatesConfig) -> None:
     def make(folder, provenance):
         gated = read_gate(run, number)
         torch.manual_seed(recipe.seed)
-        policy = AdaptedPolicy(run.model(start_of(number), "policy"), config.lora).to(run.device)
+        policy = AdaptedPolicy(run.model(start_of(number), "policy").plain(), config.lora).to(run.device)
         kept = successes([episode for dataset in datasets for episode in run.episodes(dataset)])
         result = {"updates": 0, "stopped_because": "no open task", "capped": [], "checked": [], "history": []}
         if gated["open_tasks"]:
             env, pool = _imagination(run, number)
-            camera, closed = env.simulator.config.camera, [task for task in recipe.env.tasks if task not in gated["open_tasks"]]
+            cameras, closed = policy.config.cameras, [task for task in recipe.env.tasks if task not in gated["open_tasks"]]
             result = run_updates(
                 policy,
                 env,
                 pool,
                 gated["open_tasks"],
-                closed_observations(of_split(_explored(run, datasets), "train", "calibration"), closed, camera),
-                ChunkSamples(kept, camera, policy.config.chunk),
+                closed_observations(of_split(_explored(run, datasets), "train", "calibration"), closed, cameras),
+                ChunkSamples(kept, cameras, policy.config.chunk),
                 gated["baseline"],
                 lambda tasks: imagined_success(policy, env, pool, tasks, MEASURED_EPISODES, recipe.seed),
                 updates,

@@ -37,6 +37,6 @@ def reset_frames(env, starts: Sequence[tuple[str, int]]) -> list[tuple[str, Hist
         batch = list(starts[first : first + env.num_envs])
         observation, _ = env.reset(options={"starts": batch})
         for row, (task, _) in enumerate(batch):
-            frame, state = observation["images"][env.config.camera.name][row, None], observation["state"][row, None]
+            frame, state = observation["images"][env.config.cameras[0]][row, None], observation["state"][row, None]
             found.append((task, History(frame, state, np.zeros((0, env.single_action_space.shape[-1]), np.float32), observation["instruction"][row])))
     return found

@@ -8,8 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from ..data.dataset import Episode
-from ..packing import normalised, pack, planes
-from ..policies.compact import BLOCK
+from ..packing import normalised, planes
 from .simulator import Simulator, history_until
 
 
@@ -99,16 +98,10 @@ def perceptual_distance(policy):
     @torch.no_grad()
     def distance(a: np.ndarray, b: np.ndarray) -> float:
         rows = np.linspace(0, len(a) - 1, min(len(a), 256)).astype(int)
-        values = [_features(policy, frames[rows]) for frames in (a, b)]
+        values = [[F.normalize(stage, dim=1) for stage in policy.look(frames[rows])] for frames in (a, b)]
         return float(np.mean([((x - y) ** 2).sum(1).mean().item() for x, y in zip(*values)]))
 
     return distance, f"distance of the policy's features ({reason})"
-
-
-def _features(policy, frames: np.ndarray) -> list[torch.Tensor]:
-    """Unit-normalised outputs of the policy's convolutional stages, with a neutral instruction."""
-    image = normalised(pack(frames, BLOCK).to(policy.device))
-    return [F.normalize(stage, dim=1) for stage in policy.backbone.look(image, policy.text([""] * len(image)))]
 
 
 def _lpips():

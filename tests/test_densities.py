@@ -6,8 +6,9 @@ import torch
 from scipy import stats
 
 from worldenv_cli.policies.compact import CompactPolicy
-from worldenv_cli.policies.heads import ChunkDensity
+from worldenv_cli.policies.densities import FlowDensity, LaplaceDensity, TokenDensity, sde_step
 from worldenv_cli.policies.observation import Observation
+from worldenv_cli.policies.policy import rows_of
 
 MANY = 100_000
 MEAN = torch.tensor([[[0.3, -0.8], [0.1, 0.9], [-0.4, 0.0]]])  # (1, T 3, A 2)
@@ -15,7 +16,7 @@ SCALE = torch.tensor([[[0.05, 0.2], [0.1, 0.03], [0.15, 0.08]]])
 
 
 def density(shared, mean=MEAN, scale=SCALE, rows=MANY):
-    return ChunkDensity(mean.expand(rows, -1, -1), scale.expand(rows, -1, -1), shared)
+    return LaplaceDensity(mean.expand(rows, -1, -1), scale.expand(rows, -1, -1), shared)
 
 
 def sampled(d, seed=0):
@@ -79,8 +80,8 @@ def test_the_score_is_the_integral_over_the_shared_noise(shared, steps):
 def test_gradient_of_the_score():
     chunk = sampled(density(0.7, rows=2), seed=4).double()
     mean, scale = (values.double().expand(2, -1, -1).clone().requires_grad_() for values in (MEAN, SCALE))
-    assert torch.autograd.gradcheck(lambda m, b: ChunkDensity(m, b, 0.7).log_prob(chunk), (mean, scale))
-    far = ChunkDensity(MEAN.clone().requires_grad_(), SCALE, 0.7)
+    assert torch.autograd.gradcheck(lambda m, b: LaplaceDensity(m, b, 0.7).log_prob(chunk), (mean, scale))
+    far = LaplaceDensity(MEAN.clone().requires_grad_(), SCALE, 0.7)
     far.log_prob(MEAN + 1e3).sum().backward()
     assert far.mean.grad.isfinite().all()
 
@@ -91,7 +92,7 @@ def test_what_is_shared_is_credited():
     z, own = (torch.distributions.Laplace(0.0, 1.0).sample((MANY, steps, 1)) for steps in (1, 4))
     chunk = 0.1 * (0.7 * z + own)
     mean = d.mean.clone().requires_grad_()
-    ChunkDensity(mean, d.scale, 0.7).log_prob(chunk).sum().backward()
+    LaplaceDensity(mean, d.scale, 0.7).log_prob(chunk).sum().backward()
     reward = chunk.sum((1, 2))  # moves by the number of steps when the mean does
     estimates = {"integrated": (reward * mean.grad.sum((1, 2))), "given": (reward * (own.sign() / 0.1).sum((1, 2)))}
     for found in estimates.values():
@@ -129,7 +130,7 @@ def test_kl_against_sampling(shift, stretch):
 
 def given(d, z):
     """The density of a chunk once its shared noise is known."""
-    return ChunkDensity(d.mean + d.shared * d.scale * z, d.scale, 0.0)
+    return LaplaceDensity(d.mean + d.shared * d.scale * z, d.scale, 0.0)
 
 
 @pytest.mark.parametrize("shift", [0.03, 0.0])
@@ -138,8 +139,8 @@ def test_kl_with_shared_noise(shift, stretch):
     """Averaged over the shared noise, with which the centres move by r (b - b') z; never less than what the chunks themselves tell apart."""
     rows = 200_000
     mean, scale = torch.zeros(1, 1, 1), torch.full((1, 1, 1), 0.1)
-    p = ChunkDensity(mean.expand(rows, -1, -1), scale.expand(rows, -1, -1), 0.7)
-    q = ChunkDensity((mean + shift).expand(rows, -1, -1), (stretch * scale).expand(rows, -1, -1), 0.7)
+    p = LaplaceDensity(mean.expand(rows, -1, -1), scale.expand(rows, -1, -1), 0.7)
+    q = LaplaceDensity((mean + shift).expand(rows, -1, -1), (stretch * scale).expand(rows, -1, -1), 0.7)
     z = torch.distributions.Laplace(0.0, 1.0).sample((rows, 1, 1))
     chunk = given(p, z).sample(torch.Generator().manual_seed(0))
     expect((given(p, z).log_prob(chunk) - given(q, z).log_prob(chunk)).sum(1), p.kl(q)[0].sum().item())
@@ -155,6 +156,10 @@ def pictures(policy, rows=12):
     return Observation({"front": images}, rng.standard_normal((rows, 4)).astype(np.float32), [words[i % 2] for i in range(rows)])
 
 
+def seen(policy, obs):
+    return policy.density(policy.encode(obs), {})
+
+
 @pytest.fixture
 def fresh_policy(mini):
     torch.manual_seed(0)
@@ -167,7 +172,7 @@ def test_what_the_policy_samples_is_what_it_scores(fresh_policy):
     act = fresh_policy.act(obs, explore=True, generator=torch.Generator().manual_seed(0))
     assert act.chunk.shape == (12, 4, 4) and act.log_prob.shape == (12, 4)
     for rows in (np.arange(12), np.random.default_rng(1).permutation(12)[:5], np.array([7])):
-        score = fresh_policy.log_prob(obs.rows(rows), act.chunk[rows])
+        score = fresh_policy.log_prob(obs.rows(rows), rows_of(act.trace, rows))
         assert score.requires_grad
         np.testing.assert_allclose(np.exp(score.detach().numpy() - act.log_prob[rows]), 1, atol=1e-4)
     again = fresh_policy.act(obs, explore=True, generator=torch.Generator().manual_seed(0))
@@ -177,7 +182,7 @@ def test_what_the_policy_samples_is_what_it_scores(fresh_policy):
 def test_acting_without_exploration_is_the_mean(fresh_policy):
     obs = pictures(fresh_policy)
     act = fresh_policy.act(obs, explore=False)
-    np.testing.assert_allclose(act.chunk, fresh_policy.density(obs).mean.detach().numpy(), atol=1e-5)
+    np.testing.assert_allclose(act.chunk, seen(fresh_policy, obs).mean.detach().numpy(), atol=1e-5)
     still = fresh_policy.act(obs, explore=True, scale=np.full(12, 1e-6))
     np.testing.assert_allclose(still.chunk, act.chunk, atol=1e-4)
 
@@ -195,7 +200,7 @@ def test_scale_stays_between_its_bounds(fresh_policy, push):
     config = fresh_policy.config
     with torch.no_grad():
         fresh_policy.scale_head[-1].bias.fill_(push)
-    scale = fresh_policy.density(pictures(fresh_policy)).scale
+    scale = seen(fresh_policy, pictures(fresh_policy)).scale
     assert (scale >= config.scale_min * (1 - 1e-5)).all() and (scale <= config.scale_max * (1 + 1e-5)).all()
     scale.sum().backward()
     assert abs(push) > 100 or fresh_policy.scale_head[-1].bias.grad.abs().min() > 0
@@ -206,3 +211,72 @@ def test_a_generator_for_each_row_gives_each_row_its_own_noise():
     seeded = [torch.Generator().manual_seed(seed) for seed in (5, 6, 7)]
     alone = density(0.7, rows=1).sample(torch.Generator().manual_seed(6))
     torch.testing.assert_close(rows.sample(seeded)[1:2], alone)
+
+
+# Tokens
+
+
+def test_tokens_are_drawn_as_often_as_they_are_scored():
+    logits = torch.randn(1, 2, 3, 256, generator=torch.Generator().manual_seed(0)) * 2
+    many = TokenDensity(logits.expand(MANY // 10, -1, -1, -1))
+    drawn = many.sample(torch.Generator().manual_seed(1))
+    assert drawn.shape == (MANY // 10, 2, 3) and drawn.min() >= 0 and drawn.max() <= 255
+    for t in range(2):
+        for a in range(3):
+            expected = logits[0, t, a].double().softmax(-1).numpy() * len(drawn)
+            common = expected > 5
+            counts = np.bincount(drawn[:, t, a].numpy(), minlength=256)
+            observed, wanted = np.append(counts[common], counts[~common].sum()), np.append(expected[common], expected[~common].sum())
+            assert stats.chisquare(observed, wanted * observed.sum() / wanted.sum()).pvalue > 1e-3
+    other = TokenDensity(many.logits + torch.linspace(0, 1, 256))
+    for t in range(2):
+        expect((other.log_prob(drawn) - many.log_prob(drawn))[:, t].exp(), 1.0)
+        expect((many.log_prob(drawn) - other.log_prob(drawn))[:, t], many.kl(other)[0, t].item())
+
+
+def test_tokens_certain_and_impossible():
+    logits = torch.full((64, 1, 1, 256), -1e9)
+    logits[..., 255] = 0
+    certain = TokenDensity(logits)
+    assert (certain.sample() == 255).all() and (certain.log_prob(certain.sample()) == 0).all()
+
+
+# Flow
+
+
+def walk(level, rows=MANY):
+    generator = torch.Generator().manual_seed(0)
+    x, velocity = (torch.randn(1, 2, 3, generator=generator).expand(rows, -1, -1) for _ in range(2))
+    mean, std = sde_step(x, velocity, torch.full((rows,), 0.6), 0.1, torch.full((rows,), level))
+    return FlowDensity(mean[:, None], std[:, None])
+
+
+def test_steps_of_a_walk_have_the_scored_density():
+    one, other = walk(0.7), walk(0.8)
+    reached = one.mean + one.std * torch.randn(one.mean.shape, generator=torch.Generator().manual_seed(1))
+    score = one.log_prob(reached)
+    assert score.shape == (MANY, 2)
+    for t in range(2):
+        expect((other.log_prob(reached) - score)[:, t].exp(), 1.0)
+        expect((score - other.log_prob(reached))[:, t], one.kl(other)[0, t].item())
+
+
+@pytest.mark.parametrize("level", [0.2, 1.0])
+def test_noise_on_the_way_keeps_the_marginals(level):
+    """A flow between two normals: every step by the SDE ends in the same distribution as every step by the ODE."""
+    steps, n, target = 200, 40_000, (0.5, 0.2)  # mean and spread of the actions
+    generator = torch.Generator().manual_seed(0)
+    ode = sde = torch.randn(n, 1, 1, generator=generator)
+    for k in range(steps):
+        time, dt = 1 - k / steps, 1 / steps
+
+        def velocity(x, time=time):
+            variance = time**2 + ((1 - time) * target[1]) ** 2
+            off = (x - (1 - time) * target[0]) / variance
+            return time * off - (target[0] + (1 - time) * target[1] ** 2 * off)  # E[noise - action | x]
+
+        ode = ode - dt * velocity(ode)
+        mean, std = sde_step(sde, velocity(sde), torch.full((n,), time), dt, torch.full((n,), level))
+        sde = mean + std * torch.randn(n, 1, 1, generator=generator)
+    for found in (ode, sde):
+        assert found.mean().item() == pytest.approx(target[0], abs=0.01) and found.std().item() == pytest.approx(target[1], rel=0.06)

@@ -1,0 +1,38 @@
+"""Does a loaded VLA look and listen? Checkpoints that silently ignore the picture act in a constant way: the field's best-known failure."""
+
+import numpy as np
+import torch
+
+from ..errors import UserError
+from ..progress import say
+from .densities import TokenDensity
+from .observation import Observation
+from .policy import Policy
+
+WORDS = ("pick up the black bowl and place it on the plate", "open the top drawer of the cabinet")
+
+
+@torch.no_grad()
+def self_check(policy: Policy, name: str) -> dict[str, float]:
+    """{what must matter: how far the answer moves with it}, said in one line. Raises UserError where something does not matter.
+
+    Four rows, alike but for a picture in one, an instruction in another; the fourth repeats the first: what rounding alone does.
+    """
+    config, rng = policy.config, np.random.default_rng(0)
+    pictures = rng.integers(0, 256, (2, config.resolution, config.resolution, 3), dtype=np.uint8)
+    images = {camera: pictures[[0, 1, 0, 0]] for camera in config.cameras}
+    state = np.zeros((4, config.state_size), np.float32)
+    encoded = policy.encode(Observation(images, state, [WORDS[0], WORDS[0], WORDS[1], WORDS[0]]))
+    density = policy.density(encoded, policy.trace(encoded, [torch.Generator().manual_seed(0) for _ in range(4)]))
+    answer = density.logits if isinstance(density, TokenDensity) else density.mean
+    _, picture, words, nothing = ((answer - answer[:1]).abs().flatten(1).max(1).values.tolist()) if answer.isfinite().all() else (0.0,) * 4
+    moved = {"the picture": picture, "the instruction": words, **policy.dependences()}
+    floor = max(10 * nothing, 1e-6 * answer.abs().max().item())
+    for what, distance in moved.items():
+        if not distance > floor:
+            raise UserError(
+                f"{name}: its answer does not depend on {what} (it moves by {distance:.1e}, rounding by {nothing:.1e}); "
+                "these weights are not what the model was trained with: download them again"
+            )
+    say(f"{name}: the answer depends on " + ", ".join(f"{what} ({distance:.1e})" for what, distance in moved.items()))
+    return moved

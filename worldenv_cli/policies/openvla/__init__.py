@@ -1,0 +1,1 @@
+"""OpenVLA-OFT: what goes in, the model, and its published checkpoints."""
