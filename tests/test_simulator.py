@@ -74,7 +74,7 @@ def test_shifting_repeats_the_edges():
 
 def test_action_maps_mark_the_hand_and_its_foot(mini):
     camera = mini.env.camera
-    maps = ActionMaps(camera.intrinsics(64), camera.extrinsics(), 64, 4)
+    maps = ActionMaps(camera.intrinsics(64), camera.extrinsics(), 64, 4, (0.0, 0.0, 0.0, 1.0), 0.0)
     states = torch.tensor([[[0.0, 0.65, 0.1, 1.0], [0.05, 0.7, 0.15, 0.25]]])  # (1, 2, 4)
     drawn = maps(states)
     assert drawn.shape == (1, 2, 16, 16, 3) and 0 <= drawn.min() and drawn.max() <= 1

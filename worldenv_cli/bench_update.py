@@ -79,7 +79,7 @@ def _untrained_world(run: Run, rng: np.random.Generator):
     recipe, size, steps = run.recipe, run.recipe.env.resolution, CHUNKS * run.recipe.env.chunk
     states, actions, task = len(recipe.env.state_names), len(recipe.env.action_names), next(iter(recipe.env.tasks))
     camera = {"intrinsics": [[size, 0, size / 2], [0, size, size / 2], [0, 0, 1]], "extrinsics": np.eye(4).tolist()}
-    unit = {"action_unit": (0.01 * np.eye(states, actions)).tolist()}
+    unit = {"action_unit": (0.01 * np.eye(states, actions)).tolist(), "opening": (0.0,) * states}
     simulator = Simulator(type(recipe.simulator).model_validate(recipe.simulator.model_dump() | camera | unit)).to(run.device)
     reflector = Reflector(recipe.reflector).to(run.device)
     words = recipe.env.tasks[task]

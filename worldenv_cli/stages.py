@@ -113,6 +113,7 @@ def simulator_config(run: Run):
         told = "where it stands is unknown or differs between tasks, and the simulator draws the hand through it"
         raise UserError(f"simulator.camera {run.recipe.simulator.camera}: {told}; choose env.tasks of one kind of scene")
     found = {"intrinsics": camera["intrinsics"], "extrinsics": camera["extrinsics"], "action_unit": description["action"]["unit"]}
+    found |= {"opening": description["state"]["opening"], "table": description["table"]}
     return type(run.recipe.simulator).model_validate(run.recipe.simulator.model_dump() | found)
 
 

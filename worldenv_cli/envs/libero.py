@@ -31,6 +31,8 @@ ACTION_NAMES = ("dx", "dy", "dz", "drx", "dry", "drz", "gripper")  # each in [-1
 CONTROL_HZ = 20
 METRES_PER_STEP = 0.0125  # of the hand under an action of 1, once under way (measured: 0.0117 to 0.0133); its target is 0.05 ahead
 HORIZONS = {"libero_spatial": 220, "libero_object": 280, "libero_goal": 300, "libero_10": 520, "libero_90": 400}  # openvla's, and so everyone's
+OPENING = [0.0] * 6 + [12.5, -12.5]  # weights of the state: 1 with the fingers 8 cm apart
+TABLES = {"libero_spatial": 0.9, "libero_object": 0.0, "libero_goal": 0.9, "KITCHEN": 0.9, "LIVING_ROOM": 0.41, "STUDY": 0.867}  # metres
 SETTLE = np.array([0, 0, 0, 0, 0, 0, -1.0])  # hold still, gripper open
 MODEL_CAMERAS = ("agentview", "robot0_eye_in_hand")
 TABLE = "0.6586131746834771 0 1.6103500240372423", "0.6380177736282349 0.3048497438430786 0.30484986305236816 0.6380177736282349"
@@ -125,9 +127,14 @@ class LiberoConfig(Config):
                 "unit": [[METRES_PER_STEP if column == row and row < 3 else 0.0 for column in range(7)] for row in range(8)],
                 "unit_meaning": "state x action: metres by which a control step with action 1 moves the hand once it is under way",
             },
-            "state": {"names": list(STATE_NAMES), "units": ["m"] * 3 + ["axis-angle, rad"] * 3 + ["m"] * 2},
+            "state": {"names": list(STATE_NAMES), "units": ["m"] * 3 + ["axis-angle, rad"] * 3 + ["m"] * 2, "opening": OPENING},
+            "table": max(TABLES[kind] for kind in self._scenes()),
             "cameras": self._cameras(),
         }
+
+    def _scenes(self) -> set[str]:
+        """Kinds of scene, as AGENT_VIEWS and TABLES know them."""
+        return {self.suite if self.suite in AGENT_VIEWS else name.partition("_SCENE")[0] for name in self.tasks}
 
     def _cameras(self) -> dict[str, dict]:
         """{camera: its description}. Where the agent view stands is told if that is the same in all tasks; the wrist camera moves."""
@@ -136,7 +143,7 @@ class LiberoConfig(Config):
 
         size = [self.resolution, self.resolution]
         found = {camera: {"orientation": MIRRORED, "size": size} for camera in self.cameras}
-        views = {AGENT_VIEWS.get(self.suite) or AGENT_VIEWS[name.partition("_SCENE")[0]] for name in self.tasks}
+        views = {AGENT_VIEWS[kind] for kind in self._scenes()}
         if len(views) == 1:
             position, turn = views.pop()
             model = f'<mujoco><worldbody><camera name="agentview" pos="{position}" quat="{turn}"/></worldbody></mujoco>'

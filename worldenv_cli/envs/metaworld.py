@@ -85,7 +85,8 @@ class MetaWorldConfig(Config):
                 "unit": [[metre if column == row and row < 3 else 0.0 for column in range(len(ACTION_NAMES))] for row in range(len(STATE_NAMES))],
                 "unit_meaning": "state x action: metres by which a control step with action 1 moves the controller's target",
             },
-            "state": {"names": list(STATE_NAMES), "units": ["m", "m", "m", "0 closed .. 1 open"]},
+            "state": {"names": list(STATE_NAMES), "units": ["m", "m", "m", "0 closed .. 1 open"], "opening": [0.0, 0.0, 0.0, 1.0]},
+            "table": 0.0,
             "cameras": {
                 self.camera.name: {
                     "intrinsics": self.camera.intrinsics(self.resolution).tolist(),

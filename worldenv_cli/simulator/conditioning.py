@@ -16,8 +16,11 @@ class ActionMaps(nn.Module):
     A marker is three quarters of a position wide, so that where exactly it lies can be read off its neighbours.
     """
 
-    def __init__(self, intrinsics: np.ndarray, extrinsics: np.ndarray, resolution: int, block: int):
+    def __init__(self, intrinsics: np.ndarray, extrinsics: np.ndarray, resolution: int, block: int, opening: tuple[float, ...], table: float):
+        """`opening` (S,): weights whose sum over a state says how far the gripper is open, 0 to 1. `table`: its height in metres."""
         super().__init__()
+        self.table = table
+        self.register_buffer("opening", torch.tensor(opening, dtype=torch.float32), persistent=False)
         self.side, self.block = resolution // block, block
         projection = np.asarray(intrinsics) @ np.asarray(extrinsics)[:3]
         self.register_buffer("projection", torch.tensor(projection, dtype=torch.float32))  # (3, 4), pixels <- metres
@@ -28,8 +31,8 @@ class ActionMaps(nn.Module):
         return homogeneous[..., :2] / homogeneous[..., 2:].clamp_min(1e-3)
 
     def forward(self, states: Tensor) -> Tensor:
-        hand, opening = states[..., :3], states[..., 3].clamp(0, 1)[..., None, None]
-        foot = torch.cat([hand[..., :2], torch.zeros_like(hand[..., :1])], -1)
+        hand, opening = states[..., :3], (states @ self.opening).clamp(0, 1)[..., None, None]
+        foot = torch.cat([hand[..., :2], torch.full_like(hand[..., :1], self.table)], -1)
         marker = self._marker(self.pixels(hand))
         return torch.stack([marker, marker * opening, self._marker(self.pixels(foot))], -1)
 

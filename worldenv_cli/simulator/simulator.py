@@ -28,6 +28,8 @@ class SimulatorConfig(Config):
     action_unit: tuple[tuple[float, ...], ...] = Field(
         (), description="(S, A): what a unit of action adds to the controller's target; from the dataset"
     )
+    opening: tuple[float, ...] = Field((0.0, 0.0, 0.0, 1.0), description="(S,): weights of the state in the gripper's opening; from the dataset")
+    table: float = Field(0.0, description="height of what the hand casts its foot point on, metres; from the dataset")
     bank: int = Field(6000, ge=1, description="real frames kept to copy from")
     hidden: int = Field(128, ge=1, description="width of the recurrent proprioception model")
     unet: UNetConfig = UNetConfig()
@@ -70,7 +72,8 @@ class Simulator(Pretrained, nn.Module):
     def __init__(self, config: SimulatorConfig):
         super().__init__()
         self.config = config
-        self.maps = ActionMaps(np.array(config.intrinsics), np.array(config.extrinsics), config.resolution, config.unet.block)
+        camera = np.array(config.intrinsics), np.array(config.extrinsics)
+        self.maps = ActionMaps(*camera, config.resolution, config.unet.block, config.opening, config.table)
         self.unet = VideoUNet(config.unet, config.chunk, len(config.action_unit))
         self.proprioception = ProprioceptionModel(torch.tensor(config.action_unit), config.hidden, self.unet.picture)
         self.bank = PoseBank(config.bank, config.resolution, config.unet.block, torch.tensor(config.action_unit))

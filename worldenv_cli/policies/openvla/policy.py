@@ -23,10 +23,11 @@ from ..regression import RegressionPolicy
 from ..vla import VLAConfig
 from .checkpoint import OpenVLACheckpoint, load_openvla
 from .inputs import Bounds, ImageConfig, pixels
-from .model import visible
+from .model import HeadConfig, L1ActionHead, ProprioProjector, visible
 
 STEPS = {"bridge": 5, "aloha": 25}  # that an answer holds, by a word in the statistics' name, which is all that tells; others: LIBERO's
 LIBERO_STEPS, ALOHA_WIDTH = 8, 14
+HEAD_BLOCKS = 2  # of a new L1 head
 
 
 class Scaler(nn.Module):
@@ -234,8 +235,9 @@ class OpenVLATokenPolicy(OpenVLAPart):
 
 def load_openvla_policy(folder: Path, config: VLAConfig, dtype: torch.dtype, weights: bool = True) -> Policy:
     """Raises UserError where the checkpoint is not whole or is of another robot."""
-    known = read_json(folder / "dataset_statistics.json") if (folder / "dataset_statistics.json").is_file() else {}
-    steps = _steps(known, config.unnorm_key)
+    if config.new_head:
+        return _on_the_base_model(folder, config, dtype, weights)
+    steps = _steps(_known_statistics(folder), config.unnorm_key)
     if config.chunk > steps:
         raise UserError(f"{folder}: predicts {steps} steps, but env.chunk plays {config.chunk}; play {steps} at most")
     chosen = {"head": config.actions, "unnorm_key": config.unnorm_key, "weights": weights}
@@ -250,6 +252,30 @@ def load_openvla_policy(folder: Path, config: VLAConfig, dtype: torch.dtype, wei
         )
     checkpoint.model.set_gradient_checkpointing(config.gradient_checkpointing)
     return (OpenVLAPolicy if config.actions == "l1" else OpenVLATokenPolicy)(config, checkpoint)
+
+
+def _on_the_base_model(folder: Path, config: VLAConfig, dtype: torch.dtype, weights: bool) -> Policy:
+    """A policy for this environment on a model that was trained on other robots: only its language and vision are taken over."""
+    if config.statistics != "dataset" or config.actions != "l1":
+        raise UserError(f"{folder}: new_head needs policy.statistics=dataset and policy.actions=l1: what the base model knows of actions is left out")
+    anybody = {"head": "tokens", "unnorm_key": next(iter(_known_statistics(folder)), None), "weights": weights}  # whose statistics are not used
+    checkpoint = load_openvla(folder, dtype=dtype, images=len(config.cameras), chunk=config.chunk, **anybody)
+    model = checkpoint.model
+    width, sizes = model.config.language.width, {"action_size": config.action_size}
+    if config.proprioception:
+        sizes["proprio_size"] = config.state_size
+        model.proprio_projector = ProprioProjector(config.state_size, width)
+    sizes["head"] = HeadConfig(width=width, blocks=HEAD_BLOCKS)
+    model.action_head = L1ActionHead(width, config.action_size, sizes["head"])
+    model.config = model.config.model_copy(update=sizes)
+    model.set_gradient_checkpointing(config.gradient_checkpointing)
+    return OpenVLAPolicy(config, checkpoint)
+
+
+def _known_statistics(folder: Path) -> dict:
+    """{name of a dataset: its statistics}; config.json's are the base model's."""
+    path = folder / "dataset_statistics.json"
+    return read_json(path) if path.is_file() else read_json(folder / "config.json").get("norm_stats") or {}
 
 
 def _steps(known: dict, key: str | None) -> int:
