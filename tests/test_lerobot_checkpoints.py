@@ -182,3 +182,16 @@ def test_steps_that_are_not_known(folder):
     change_step(path, 1, config={"enabled": False})
     change_step(path, 3, registry_name="to_batch_processor")
     refused(folder, "lacks tokenizer_processor")
+
+
+def test_paths_stay_inside(folder):
+    """Somebody else wrote the files: nothing outside the checkpoint is opened on their word."""
+    path, steps = folder / "policy_preprocessor.json", read_json(folder / "policy_preprocessor.json")["steps"]
+    number = next(number for number, step in enumerate(steps) if "tokenizer_name" in step["config"])
+    for wrong in ("/etc", "../../secrets"):
+        change_step(path, number, config=steps[number]["config"] | {"tokenizer_name": wrong})
+        with pytest.raises(UserError, match="expected a folder of its own or a name on the Hub; do not trust"):
+            read_lerobot(folder, "smolvla").tokenise(["push"])
+    number = next(number for number, step in enumerate(steps) if "state_file" in step)
+    change_step(path, number, state_file="../" + steps[number]["state_file"])
+    refused(folder, "expected a file beside it; do not trust")

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,10 @@ from toy_world import TASKS, Recorded, adapted, climbing_world, config, moved, u
 
 from worldenv_cli.artifacts import Checkpoint
 from worldenv_cli.errors import UserError
-from worldenv_cli.models import load_model, save_model
+from worldenv_cli.models import load_model, save_merged, save_model
 from worldenv_cli.policies.checks import self_check
 from worldenv_cli.policies.densities import TokenDensity
+from worldenv_cli.policies.flow import FlowPolicy
 from worldenv_cli.policies.lora import AdaptedPolicy, LoraSettings
 from worldenv_cli.policies.observation import Observation
 from worldenv_cli.policies.openvla import inputs as inputs_of_openvla
@@ -28,9 +30,13 @@ from worldenv_cli.post_train.rounds import imagined_success
 
 needs_fixtures = pytest.mark.skipif(not FIXTURES.exists(), reason=f"{FIXTURES} is not here: checkpoints and outputs of the original implementations")
 FAMILIES = {
-    "openvla": (write_openvla, {"proprio_size": 4, "side": 56}, {}),
-    "openvla, new head": (write_openvla, {"action_size": 7, "side": 56, "head": False}, {"new_head": True}),
-    "openvla tokens": (write_openvla, {"proprio_size": 4, "side": 56, "head": False}, {"actions": "tokens", "temperature": 1.0}),
+    "openvla": (write_openvla, {"proprio_size": 4, "side": 56, "dtype": torch.float32}, {}),
+    "openvla, new head": (write_openvla, {"action_size": 7, "side": 56, "dtype": torch.float32, "head": False}, {"new_head": True}),
+    "openvla tokens": (
+        write_openvla,
+        {"proprio_size": 4, "side": 56, "dtype": torch.float32, "head": False},
+        {"actions": "tokens", "temperature": 1.0},
+    ),
     "pi0": (write_pi0, {}, {"noise_level": 1.0}),
     "pi0 learned": (write_pi0, {}, {"walk": "learned", "noise_level": 1.0, "noise_bounds": (0.3, 0.6)}),
     "smolvla": (write_smolvla, {}, {"noise_level": 1.0}),
@@ -75,6 +81,20 @@ def test_the_ratio_of_an_unchanged_policy_is_one(policy):
     np.testing.assert_allclose(np.exp(part - act.log_prob[[1]]), 1, atol=2e-3)
     np.testing.assert_array_equal(sampled(policy, obs).chunk, act.chunk)
     assert np.abs(sampled(policy, obs, 1).chunk - act.chunk).max() > 1e-3
+
+
+def test_in_bfloat16_too(settings, demonstrations):
+    """Acting, scoring, fine-tuning with gradient checkpointing; what learns stays float32."""
+    half = load_vla(settings.model_copy(update={"dtype": "bfloat16", "gradient_checkpointing": True})).trainable()
+    assert {p.dtype for p in half.parameters() if p.requires_grad} == {torch.float32}
+    assert torch.bfloat16 in {p.dtype for p in half.parameters()}
+    fine_tune(half, demonstrations, SFTConfig(steps=2, batch=4, scale_steps=1), seed=0)
+    obs = observation()
+    act = sampled(half, obs)
+    with torch.enable_grad():
+        again = half.log_prob(obs, act.trace)
+    np.testing.assert_array_equal(np.exp(again.detach().numpy() - act.log_prob), 1)
+    assert half.log_prob(obs, act.trace).requires_grad and np.isfinite(act.chunk).all()
 
 
 def test_answers_do_not_depend_on_the_rest_of_the_batch(policy):
@@ -192,6 +212,28 @@ def test_adapters_reload_to_the_same_outputs(policy, tmp_path):
     assert torch.equal(centre(before), centre(after))
     names = load_names(tmp_path / "tuned" / "model.safetensors")
     assert size < whole and not any(name.endswith("embed_tokens.weight") for name in names)
+
+
+def test_merged_weights_need_nothing_else(policy, tmp_path):
+    """The checkpoint in its own layout comes along; the one that it was made of may go."""
+    base = tmp_path / "base"
+    shutil.copytree(policy.config.model, base)
+    own = load_vla(policy.config.model_copy(update={"model": str(base)}))
+    own.load_state_dict(policy.state_dict())
+    tuned, obs = nudged(own, 1), observation()
+    wanted = sampled(tuned, obs)
+    (tmp_path / "merged").mkdir()
+    save_merged(tmp_path / "merged", tuned, {}, "# card")
+    shutil.rmtree(base)
+    loaded = load_model(tmp_path / "merged", "policy")
+    assert not isinstance(loaded, AdaptedPolicy)
+    np.testing.assert_allclose(sampled(loaded, obs).chunk, wanted.chunk, atol=2e-3)
+    if isinstance(loaded, FlowPolicy):  # in its own layout, statistics and all
+        alone = load_vla(policy.config.model_copy(update={"model": str(tmp_path / "merged" / "checkpoint"), "statistics": "checkpoint"}))
+        still = {"explore": False, "generator": torch.Generator().manual_seed(0)}
+        np.testing.assert_allclose(
+            alone.act(obs, **still).chunk, loaded.act(obs, explore=False, generator=torch.Generator().manual_seed(0)).chunk, atol=1e-5
+        )
 
 
 def centre(density):

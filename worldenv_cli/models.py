@@ -29,6 +29,23 @@ def save_model(folder: Path, kind: str, model: nn.Module, provenance: dict, card
     write_artifact(folder, kind, config, {name: tensor.contiguous() for name, tensor in tensors.items()}, provenance, card)
 
 
+OWN_CHECKPOINT = "checkpoint"  # folder in an artifact that brings the VLA's whole checkpoint with it
+
+
+def save_merged(folder: Path, policy: AdaptedPolicy, provenance: dict, card: str) -> None:
+    """The policy with its adapter in its weights, for a reader who has nothing else: of a VLA the whole checkpoint comes along, in its own layout."""
+    plain = policy.plain()
+    if isinstance(plain.config, VLAConfig):
+        from .policies.export import write_checkpoint
+
+        write_checkpoint(plain, folder / OWN_CHECKPOINT)
+        plain.merged_adapters, plain.config = [], plain.config.model_copy(update={"model": OWN_CHECKPOINT})
+        config = {"policy": plain.config.model_dump(mode="json"), "merged": []}
+        write_artifact(folder, "policy", config, {name: t.contiguous() for name, t in learned_tensors(plain).items()}, provenance, card)
+        return
+    save_model(folder, "policy", plain, provenance, card)
+
+
 def _policy_parts(policy: Policy) -> tuple[dict, dict[str, Tensor]]:
     """(config, tensors) of any policy."""
     if isinstance(policy, ChosenPolicy):
@@ -83,6 +100,8 @@ def _policy(found: dict, tensors: dict[str, Tensor], folder: Path, device) -> Po
         return ChosenPolicy(members, found["choice"], found["default"])
     wanted = found.get("policy")
     vla = isinstance(wanted, dict) and "model" in wanted
+    if vla and wanted["model"] == OWN_CHECKPOINT:
+        wanted = wanted | {"model": str(folder / OWN_CHECKPOINT)}
     policy = new_policy((VLAConfig if vla else CompactPolicyConfig).model_validate(wanted), device)
     for number, settings in enumerate(found.get("merged", ())):
         policy = AdaptedPolicy(policy, LoraSettings.model_validate(settings))

@@ -9,7 +9,7 @@ from . import __version__
 from .atomic import read_json
 from .errors import UserError
 from .hub import REPOSITORY, told
-from .models import load_model, save_model
+from .models import load_model, save_merged
 from .policies.lora import AdaptedPolicy
 
 LEROBOT_TAG = "v3.0"  # lerobot looks for the tag that is the version of the format
@@ -76,7 +76,7 @@ def _merge(folder: Path, place: Path) -> None:
     if not isinstance(policy, AdaptedPolicy):
         raise UserError(f"{folder}: a {type(policy).__name__} has no adapter to merge; push it as it is")
     card = (folder / "README.md").read_text(encoding="utf-8").split("---\n", 2)[-1] + "\nIts adapter is part of the weights.\n"
-    save_model(place, "policy", policy.merged(), read_json(folder / "provenance.json"), card)
+    save_merged(place, policy, read_json(folder / "provenance.json"), card)
 
 
 def _kind(folder: Path) -> str:

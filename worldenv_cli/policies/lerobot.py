@@ -129,7 +129,9 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def beside(folder: Path, name: str) -> str:
-    """`name` as a folder inside or beside `folder`, where there is one; otherwise it is left for the Hub."""
+    """`name` as a folder inside or beside `folder`, where there is one; otherwise it is left for the Hub. Raises UserError for any other path."""
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise UserError(f"{folder}: names {name!r}, expected a folder of its own or a name on the Hub; do not trust this checkpoint")
     for parent in (Path(folder), Path(folder).absolute().parent):
         if (parent / name).is_dir():
             return str(parent / name)
@@ -232,6 +234,8 @@ def _steps(path: Path, needed: set[str], newline: bool = False) -> dict[str, _St
 
 
 def _normaliser(path: Path, step: _Step, name: str, kind: str, fields: _PolicyFields) -> Normaliser:
+    if step.state_file is not None and Path(step.state_file).name != step.state_file:
+        raise UserError(f"{path}: state_file is {step.state_file!r}, expected a file beside it; do not trust this checkpoint")
     file = path if step.state_file is None else _existing(path.parent / step.state_file)
     tensors = {} if step.state_file is None else read_tensors(file)
     based = not any(key.startswith((f"{STATE}.", f"{ACTION}.")) for key in tensors)  # a base model, which belongs to no robot yet

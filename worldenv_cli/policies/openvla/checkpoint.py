@@ -75,7 +75,7 @@ def load_openvla(
     shapes |= {name: tuple(tensor.shape) for name, tensor in extra.items()}
     config = _sizes(folder, declared, shapes, images, chunk, statistics)
     model = OpenVLA.empty(config)
-    origins = {name: _origin(name) for name in model.state_dict()}
+    origins = {name: published(name) for name in model.state_dict()}
     _check_fit(folder, model, origins, shapes)
     _check_robot(folder, config, key, statistics)
     for tensors in read_shards(paths, set(origins.values()), dtype, change) if weights else ():
@@ -132,7 +132,7 @@ THIRD = re.compile(r"vision\..*\.(?:(?P<q>q_proj|query)|(?P<k>k_proj|key)|(?P<v>
 POSITIONS = re.compile(r"vision\..*position_embeddings?(\.weight)?$")
 
 
-def _origin(name: str) -> str:
+def published(name: str) -> str:
     """The published name of the model's tensor `name`."""
     part, _, rest = name.removeprefix("vision.").partition(".")
     if part not in TOWERS:

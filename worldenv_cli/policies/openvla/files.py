@@ -28,6 +28,9 @@ def shard_paths(folder: Path) -> list[Path]:
             names = sorted(set(read_json(index)["weight_map"].values()))
         except (KeyError, AttributeError, TypeError) as error:
             raise UserError(f"{index} has no weight_map, expected the file of every tensor there; {AGAIN}") from error
+    climbing = [name for name in names if Path(str(name)).name != name]
+    if climbing:
+        raise UserError(f"{index}: names {climbing[0]!r}, expected files beside it; do not trust this checkpoint")
     missing = [str(name) for name in names if not (folder / str(name)).is_file()]
     if missing:
         raise UserError(f"{folder}: {', '.join(missing)} missing, expected the weights there; {AGAIN}")

@@ -4,6 +4,7 @@ Tensors have lerobot's names, those of transformers' modules, or what its `save_
 serves all. The expert's embedding matrix, which is never used, is left out where a file has it.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -94,6 +95,9 @@ def _files(folder: Path) -> list[Path]:
     shards = read_json(folder / INDEX).get("weight_map")
     if not isinstance(shards, dict) or not shards:
         raise UserError(f"{folder / INDEX} has no weight_map: expected the names of tensors and of their files; download it again")
+    climbing = [name for name in shards.values() if Path(str(name)).name != name]
+    if climbing:
+        raise UserError(f"{folder / INDEX}: names {climbing[0]!r}, expected files beside it; do not trust this checkpoint")
     files = [folder / str(name) for name in sorted(set(shards.values()))]
     missing = [file.name for file in files if not file.is_file()]
     if missing:
@@ -109,6 +113,12 @@ def _own_name(name: str) -> str:
             if name.startswith(other):
                 return own + name.removeprefix(other)
     return name
+
+
+def published_in(folder: Path) -> Callable[[str], str]:
+    """From names here to those in a checkpoint's files."""
+    names = {_own_name(name): name for name in _stored(folder)}
+    return lambda own: names[_own_name(own)]
 
 
 def _published(own: str, lerobot: bool) -> str:
