@@ -7,6 +7,7 @@ from worldenv_cli import recipe as module
 from worldenv_cli.config import Config
 from worldenv_cli.envs.camera import CameraConfig
 from worldenv_cli.errors import UserError
+from worldenv_cli.pipeline import run_stages
 from worldenv_cli.recipe import Recipe, load_recipe, resolved_yaml
 
 GOOD = """\
@@ -208,3 +209,19 @@ def test_not_text(tmp_path):
     (tmp_path / "my.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="my.yaml: cannot be read as text"):
         load_recipe(tmp_path / "my.yaml")
+
+
+def test_a_vla_sees_what_the_environment_shows(tmp_path):
+    vla = "policy={model: owner/name}"
+    assert load_recipe("quickstart", [vla]).policy.cameras == ("front",)
+    libero = ["policy.cameras=[image]", "env.cameras=[image, image2]"]
+    assert load_recipe("libero-pi0", libero).policy.cameras == ("image",)
+    with pytest.raises(UserError, match="policy.cameras names 'top', but the environment has image; choose among those"):
+        load_recipe("libero-pi0", ["policy.cameras=[top]"])
+
+
+def test_post_training_needs_a_policy_of_one_camera(tmp_path):
+    """The simulator draws one: told before anything is made."""
+    recipe = load_recipe("libero-pi0", ["policy.cameras=[image, image2]", "env.cameras=[image, image2]"])
+    with pytest.raises(UserError, match="also looks through 'image2', but the simulator draws 'image' alone"):
+        run_stages(recipe, tmp_path, ["post-train"])

@@ -42,7 +42,7 @@ class Replayed:
     def __init__(self, episodes, chunk):
         self.episodes, self.chunk, self.number = episodes, chunk, 0
 
-    def act(self, observation, *, explore):
+    def act(self, observation, *, explore, generator=None):
         assert not explore
         frames = [episode.frames["front"][self.number] for episode in self.episodes]
         rows = [np.flatnonzero([np.array_equal(frame, seen) for frame in frames]) for seen in observation.images["front"]]

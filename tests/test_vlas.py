@@ -25,7 +25,7 @@ from worldenv_cli.policies.observation import Observation
 from worldenv_cli.policies.openvla import inputs as inputs_of_openvla
 from worldenv_cli.policies.policy import rows_of
 from worldenv_cli.policies.sft import ChunkSamples, SFTConfig, fine_tune, sft_loss
-from worldenv_cli.policies.vla import VLAConfig, load_vla
+from worldenv_cli.policies.vla import VLAConfig, load_vla, pinned
 from worldenv_cli.post_train.rounds import imagined_success
 
 needs_fixtures = pytest.mark.skipif(not FIXTURES.exists(), reason=f"{FIXTURES} is not here: checkpoints and outputs of the original implementations")
@@ -304,3 +304,19 @@ def test_openvla_acts_as_the_original_did(monkeypatch):
     tokens = by_tokens.act(obs, explore=False)
     for row in (0, 1):
         np.testing.assert_allclose(tokens.chunk[row, :, :6], expected[f"s{row}/discrete_action"][:, :6], atol=5e-4)
+
+
+def test_a_name_on_the_hub_is_pinned(tmp_path, monkeypatch):
+    """What was learned on a checkpoint belongs to that commit of it."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    commit, repository = "0123456789abcdef" * 2 + "01234567", tmp_path / "models--owner--tiny"
+    write_smolvla(repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    config = VLAConfig(model="owner/tiny", **SHARED)
+    (tmp_path / "policy").mkdir()
+    save_model(tmp_path / "policy", "policy", nudged(load_vla(config), 0), {}, "# card")
+    loaded = load_model(tmp_path / "policy", "policy")
+    assert loaded.config.model == f"owner/tiny@{commit}" == pinned(config).model

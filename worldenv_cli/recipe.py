@@ -62,7 +62,7 @@ class Recipe(Config):
         """Every model sees the pictures and moves by the chunks that the environment has; nothing else would be trained or played as meant."""
         picture = {"resolution": self.env.resolution, "camera": self.env.cameras[0]}
         chunk = {"chunk": self.env.chunk}
-        seen = {"resolution": self.env.resolution, "cameras": self.policy.cameras} if isinstance(self.policy, VLAConfig) else picture
+        seen = {"resolution": self.env.resolution, "cameras": self._vla_cameras()} if isinstance(self.policy, VLAConfig) else picture
         body = {"state_size": len(self.env.state_names), "action_size": len(self.env.action_names)}
         horizon = {"horizon": self.env.chunks * self.env.chunk}
         for name, wanted in (("policy", seen | chunk | body), ("simulator", picture | chunk), ("reflector", picture), ("world_env", horizon)):
@@ -77,6 +77,14 @@ class Recipe(Config):
                 f"world_env.rows is {self.world_env.rows}, less than one group of post_train.updates.group {self.post_train.updates.group}"
             )
         return self
+
+    def _vla_cameras(self) -> tuple[str, ...]:
+        """The environment's, or those of them that the recipe chooses."""
+        chosen = self.policy.cameras if "cameras" in self.policy.model_fields_set else self.env.cameras
+        unknown = [camera for camera in chosen if camera not in self.env.cameras]
+        if unknown:
+            raise ValueError(f"policy.cameras names {unknown[0]!r}, but the environment has {', '.join(self.env.cameras)}; choose among those")
+        return chosen
 
     @property
     def folder(self) -> Path:

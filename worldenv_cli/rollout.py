@@ -110,11 +110,12 @@ def _step(env, policy, observation: dict, playing: dict[int, _Recording]) -> tup
 
 def _choose(policy, observation: Observation, recordings: list[_Recording]) -> np.ndarray:
     """Chunks (B, T, A) clipped to the action space: the mean for rows of noise 0, a sample for the others, from each episode's own generator."""
-    chunk = policy.act(observation, explore=False).chunk
+    generators = [recording.generator for recording in recordings]  # some policies begin from noise even at their best
+    chunk = policy.act(observation, explore=False, generator=generators).chunk
     noisy = np.flatnonzero([recording.noise > 0 for recording in recordings])
     if len(noisy):
-        scale, generators = np.array([recordings[i].noise for i in noisy]), [recordings[i].generator for i in noisy]
-        chunk[noisy] = policy.act(observation.rows(noisy), explore=True, scale=scale, generator=generators).chunk
+        scale = np.array([recordings[i].noise for i in noisy])
+        chunk[noisy] = policy.act(observation.rows(noisy), explore=True, scale=scale, generator=[generators[i] for i in noisy]).chunk
     return np.clip(chunk, -1, 1)
 
 

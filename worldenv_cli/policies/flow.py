@@ -151,6 +151,10 @@ class FlowPolicy(Policy):
         whole = torch.stack(points, 1)  # (B, steps + 1, predicted, D)
         return x, {"walk": whole, "level": level, "sampled": whole[:, :, : self.config.chunk, : self.config.action_size]}
 
+    def _level(self, rows: int) -> Tensor:
+        """(B,), the policy's own."""
+        return torch.full((rows,), self.config.noise_level if self.config.walk == "sde" else 1.0, device=self.device)
+
     def _time(self, k: Tensor | int, rows: int) -> Tensor:
         return torch.full((rows,), 1 - k / self.steps, device=self.device) if isinstance(k, int) else 1 - k / self.steps
 
@@ -158,7 +162,7 @@ class FlowPolicy(Policy):
 
     def trace(self, encoded: dict[str, Tensor], generator: Generators = None) -> dict[str, Tensor]:
         rows = len(next(iter(encoded.values())))
-        return self.walk(encoded, generator, torch.full((rows,), self.config.noise_level, device=self.device))[1]
+        return self.walk(encoded, generator, self._level(rows))[1]
 
     def density(self, encoded: dict[str, Tensor], trace: dict[str, Tensor]) -> FlowDensity:
         prefix, level, dt = self._prefix(encoded), trace["level"], 1 / self.steps
@@ -180,7 +184,7 @@ class FlowPolicy(Policy):
     def act(self, obs: Observation, *, explore: bool, scale: np.ndarray | None = None, generator: Generators = None) -> Act:
         """The first noise is drawn either way: a flow policy is never quite without chance. `scale` is the noise level on the way."""
         encoded = self.encode(obs)
-        level = torch.full((len(obs.state),), self.config.noise_level) if scale is None else torch.as_tensor(scale, dtype=torch.float32)
+        level = self._level(len(obs.state)) if scale is None else torch.as_tensor(scale, dtype=torch.float32)
         end, trace = self.walk(encoded, generator, level.to(self.device) if explore else None)
         log_prob = self.density(encoded, trace).log_prob(trace["sampled"]) if explore else torch.zeros(len(end), self.config.chunk)
         return Act(self.action_normaliser.unnormalise(self.played(end)).cpu().numpy(), log_prob.cpu().numpy(), trace, encoded)

@@ -13,7 +13,7 @@ from pydantic import Field
 from ..atomic import read_json
 from ..config import Config
 from ..errors import UserError
-from ..hub import downloaded, resolve
+from ..hub import REFERENCE, downloaded, resolve
 from .lora import LoraSettings
 
 if TYPE_CHECKING:
@@ -60,8 +60,10 @@ def checkpoint_folder(config: VLAConfig) -> Path:
 
 def pinned(config: VLAConfig) -> VLAConfig:
     """With the commit that a Hub reference stands for now, so that what was learned on it is not put on another one."""
-    cached = downloaded(checkpoint_folder(config))
-    return config if cached is None else config.model_copy(update={"model": "@".join(cached)})
+    cached, named = downloaded(checkpoint_folder(config)), REFERENCE.fullmatch(config.model)
+    if cached is None or named is None:
+        return config
+    return config.model_copy(update={"model": f"{cached[0]}{named['folder']}@{cached[1]}"})
 
 
 def family(folder: Path) -> str:

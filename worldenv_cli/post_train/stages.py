@@ -17,6 +17,7 @@ from ..atomic import write_json
 from ..data.dataset import Episode
 from ..data.explore import of_split
 from ..envs.starts import starts
+from ..errors import UserError
 from ..models import save_model
 from ..pipeline import Run
 from ..policies.lora import AdaptedPolicy
@@ -40,7 +41,10 @@ PROBE_SPLITS = ("train", "train", "calibration", "held-out")
 
 
 def post_train(run: Run) -> None:
-    config = run.recipe.post_train
+    config, unseen = run.recipe.post_train, set(run.recipe.policy.cameras) - {run.recipe.simulator.camera}
+    if unseen:
+        told = f"the simulator draws {run.recipe.simulator.camera!r} alone"
+        raise UserError(f"policy.cameras: the policy also looks through {sorted(unseen)[0]!r}, but {told}; choose that camera to post-train")
     for number in range(1, config.rounds + 1):
         clone_on_successes(run, start_of(number), "sft" if number == 1 else start_of(number - 1), real_data(run, number))
         if number > 1:
