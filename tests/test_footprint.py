@@ -8,9 +8,10 @@ from tiny_pi0 import write_pi0
 from tiny_smolvla import write_smolvla
 
 from worldenv_cli.policies.footprint import Footprint
+from worldenv_cli.policies.load import load_vla
 from worldenv_cli.policies.lora import LoraSettings
 from worldenv_cli.policies.observation import Observation
-from worldenv_cli.policies.vla import VLAConfig, load_vla
+from worldenv_cli.policies.vla import VLAConfig
 
 SHARED = {"statistics": "dataset", "resolution": 32, "gripper": "as recorded", "max_tokens": 128, "lora": LoraSettings(rank=4, alpha=4)}
 LARGER = {

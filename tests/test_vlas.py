@@ -20,12 +20,13 @@ from worldenv_cli.models import load_model, save_merged, save_model
 from worldenv_cli.policies.checks import self_check
 from worldenv_cli.policies.densities import TokenDensity
 from worldenv_cli.policies.flow import FlowPolicy
+from worldenv_cli.policies.load import load_vla
 from worldenv_cli.policies.lora import AdaptedPolicy, LoraSettings
 from worldenv_cli.policies.observation import Observation
 from worldenv_cli.policies.openvla import inputs as inputs_of_openvla
 from worldenv_cli.policies.policy import rows_of
 from worldenv_cli.policies.sft import ChunkSamples, SFTConfig, fine_tune, sft_loss
-from worldenv_cli.policies.vla import VLAConfig, load_vla, pinned
+from worldenv_cli.policies.vla import VLAConfig, pinned
 from worldenv_cli.post_train.rounds import imagined_success
 
 needs_fixtures = pytest.mark.skipif(not FIXTURES.exists(), reason=f"{FIXTURES} is not here: checkpoints and outputs of the original implementations")
@@ -320,3 +321,17 @@ def test_a_name_on_the_hub_is_pinned(tmp_path, monkeypatch):
     save_model(tmp_path / "policy", "policy", nudged(load_vla(config), 0), {}, "# card")
     loaded = load_model(tmp_path / "policy", "policy")
     assert loaded.config.model == f"owner/tiny@{commit}" == pinned(config).model
+
+
+@pytest.mark.parametrize("action_size, predicts, steps", [(4, 6, 6), (4, None, 8), (14, None, 25)])
+def test_an_answer_may_be_longer_than_what_is_played(action_size, predicts, steps, tmp_path):
+    """The first steps of an answer are played and scored; by its width of 14 an ALOHA policy is known, which answers 25 steps."""
+    folder = write_openvla(tmp_path / "model", side=56, action_size=action_size)
+    config = VLAConfig(model=str(folder), action_size=action_size, predicts=predicts, **(SHARED | {"statistics": "checkpoint"}))
+    long = load_vla(config.model_copy(update={"chunk": steps}))
+    obs = observation()
+    whole, played = (one.act(obs, explore=False).chunk for one in (long, load_vla(config.model_copy(update={"chunk": 3}))))
+    assert whole.shape == (3, steps, action_size) and played.shape == (3, 3, action_size) and long.model.config.chunk == steps
+    np.testing.assert_array_equal(played, whole[:, :3])
+    with pytest.raises(UserError, match=f"predicts {steps} steps, but env.chunk plays {steps + 1}"):
+        load_vla(config.model_copy(update={"chunk": steps + 1}))

@@ -14,9 +14,10 @@ from .errors import UserError
 from .hub import resolve
 from .policies.chosen import ChosenPolicy
 from .policies.compact import CompactPolicy, CompactPolicyConfig
+from .policies.load import load_vla
 from .policies.lora import AdaptedPolicy, LoraSettings, learned_tensors
 from .policies.policy import Policy
-from .policies.vla import VLAConfig, load_vla, pinned
+from .policies.vla import VLAConfig, pinned
 from .reflector.compact import Reflector, ReflectorConfig
 from .simulator.simulator import Simulator, SimulatorConfig
 

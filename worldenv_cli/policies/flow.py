@@ -13,12 +13,11 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from .densities import FlowDensity, Generators, noise, sde_step
-from .footprint import Stack
 from .lerobot import LeRobotCheckpoint
 from .lora import AdaptedPolicy
 from .normaliser import Normaliser
 from .observation import Observation
-from .policy import Act, Policy
+from .policy import Act, Policy, Stack
 from .vla import VLAConfig
 
 

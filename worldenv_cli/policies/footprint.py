@@ -11,25 +11,6 @@ from .policy import Policy
 
 
 @dataclass
-class Stack:
-    """Transformer layers through which a row's tokens pass."""
-
-    layers: int
-    tokens: int
-    width: int
-    mlp: int
-    size: int  # bytes of a number
-    learns: bool  # whether gradients pass through it
-
-    def kept(self, checkpointed: bool) -> int:
-        """Bytes a row."""
-        whole = self.tokens * (12 * self.width + 4 * self.mlp) * self.size
-        if not self.learns:
-            return 0
-        return self.layers * self.tokens * self.width * self.size + whole if checkpointed else self.layers * whole
-
-
-@dataclass
 class Footprint:
     parameters: int
     learning: int

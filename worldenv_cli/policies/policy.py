@@ -5,7 +5,7 @@ several passes share it, such as the prompt's keys and values of a flow policy. 
 """
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -14,9 +14,6 @@ from torch import Tensor, nn
 from ..pretrained import Pretrained
 from .densities import FlowDensity, Generators, LaplaceDensity, TokenDensity
 from .observation import Observation
-
-if TYPE_CHECKING:
-    from .footprint import Stack
 
 Density = LaplaceDensity | TokenDensity | FlowDensity
 
@@ -29,6 +26,25 @@ class Act:
     log_prob: np.ndarray  # (B, T) float32
     trace: dict[str, Tensor] = field(default_factory=dict)  # rows first; "sampled" is what the density is of
     encoded: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class Stack:
+    """Transformer layers through which a row's tokens pass."""
+
+    layers: int
+    tokens: int
+    width: int
+    mlp: int
+    size: int  # bytes of a number
+    learns: bool  # whether gradients pass through it
+
+    def kept(self, checkpointed: bool) -> int:
+        """Bytes a row."""
+        whole = self.tokens * (12 * self.width + 4 * self.mlp) * self.size
+        if not self.learns:
+            return 0
+        return self.layers * self.tokens * self.width * self.size + whole if checkpointed else self.layers * whole
 
 
 class Policy(Pretrained, nn.Module):
@@ -89,7 +105,7 @@ class Policy(Pretrained, nn.Module):
     def adopt(self, states: np.ndarray, actions: np.ndarray) -> None:
         """Take statistics from (N, S) states and (N, A) actions, where the policy has none of its own yet."""
 
-    def stacks(self) -> "list[Stack]":
+    def stacks(self) -> list[Stack]:
         """The transformer layers of a pass, for an estimate of memory; none where a policy is too small to matter."""
         return []
 

@@ -5,9 +5,8 @@ written again: a run keeps adapters, heads and statistics, and names the checkpo
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-import torch
 from pydantic import Field
 
 from ..atomic import read_json
@@ -15,9 +14,6 @@ from ..config import Config
 from ..errors import UserError
 from ..hub import REFERENCE, downloaded, resolve
 from .lora import LoraSettings
-
-if TYPE_CHECKING:
-    from .policy import Policy
 
 
 class VLAConfig(Config):
@@ -28,6 +24,10 @@ class VLAConfig(Config):
     statistics: Literal["checkpoint", "dataset"] = Field("checkpoint", description="dataset: of the demonstrations, for another robot")
     unnorm_key: str | None = Field(None, description="OpenVLA: which of the checkpoint's statistics; none where there is only one")
     actions: Literal["l1", "tokens"] = Field("l1", description="OpenVLA: the regression head, or tokens of the language model")
+    predicts: int | None = Field(
+        None, ge=1, description="OpenVLA: steps in an answer, which no file says; none: 8, ALOHA's 25 or Bridge's 5 by its statistics"
+    )
+    adapter: bool = Field(False, description="OpenVLA: merge lora_adapter/, for weights that were published without it")
     new_head: bool = Field(False, description="OpenVLA: begin with an untrained L1 head and projector of proprioception, on the base model")
     gripper: Literal["libero", "as recorded"] = Field("libero", description="OpenVLA: 1 open, 0 closed, played as a sign; or as recorded")
     proprioception: bool = Field(True, description="OpenVLA: with new_head, whether the policy feels its body")
@@ -78,28 +78,3 @@ def family(folder: Path) -> str:
         remote = "; its own code (auto_map) is not run" if "auto_map" in config else ""
         raise UserError(f"{path}: a {found!r} model, expected one of {', '.join(names)}{remote}")
     return names[found]
-
-
-def load_vla(config: VLAConfig, device: torch.device | str = "cpu", weights: bool = True) -> "Policy":
-    """The checkpoint's policy, frozen but for what `trainable` adds, in evaluation mode; without `weights` parameters are shapes only.
-
-    The self-check's result is said. Raises UserError where it fails, for a missing or truncated file, a tensor that is missing, unexpected or
-    misshapen, statistics of another robot, and where the checkpoint takes fewer cameras.
-    """
-    from .checks import self_check
-
-    folder, dtype = checkpoint_folder(config), getattr(torch, config.dtype)
-    kind = family(folder)
-    if kind == "openvla":
-        from .openvla.policy import load_openvla_policy
-
-        policy = load_openvla_policy(folder, config, dtype, weights)
-    else:
-        from .flow import load_flow_policy
-
-        policy = load_flow_policy(folder, kind, config, dtype, weights)
-    policy.model.requires_grad_(False)
-    if weights:
-        policy = policy.to(device)
-        self_check(policy.eval(), config.model)
-    return policy.eval()

@@ -15,18 +15,16 @@ from ...atomic import read_json
 from ...data.statistics import column_statistics
 from ...errors import UserError
 from ..densities import Generators, TokenDensity
-from ..footprint import Stack
 from ..lora import AdaptedPolicy
 from ..observation import Observation
-from ..policy import Act, Policy
+from ..policy import Act, Policy, Stack
 from ..regression import RegressionPolicy
 from ..vla import VLAConfig
 from .checkpoint import OpenVLACheckpoint, load_openvla
 from .inputs import Bounds, ImageConfig, pixels
 from .model import HeadConfig, L1ActionHead, ProprioProjector, visible
 
-STEPS = {"bridge": 5, "aloha": 25}  # that an answer holds, by a word in the statistics' name, which is all that tells; others: LIBERO's
-LIBERO_STEPS, ALOHA_WIDTH = 8, 14
+LIBERO_STEPS, ALOHA_STEPS, BRIDGE_STEPS, ALOHA_WIDTH = 8, 25, 5, 14  # of an answer; of an action with two arms
 HEAD_BLOCKS = 2  # of a new L1 head
 
 
@@ -237,10 +235,11 @@ def load_openvla_policy(folder: Path, config: VLAConfig, dtype: torch.dtype, wei
     """Raises UserError where the checkpoint is not whole or is of another robot."""
     if config.new_head:
         return _on_the_base_model(folder, config, dtype, weights)
-    steps = _steps(_known_statistics(folder), config.unnorm_key)
+    steps, bounds = _said_by_statistics(_known_statistics(folder), config.unnorm_key)
+    steps = config.predicts or steps
     if config.chunk > steps:
         raise UserError(f"{folder}: predicts {steps} steps, but env.chunk plays {config.chunk}; play {steps} at most")
-    chosen = {"head": config.actions, "unnorm_key": config.unnorm_key, "weights": weights}
+    chosen = {"head": config.actions, "unnorm_key": config.unnorm_key, "bounds": bounds, "adapter": config.adapter, "weights": weights}
     checkpoint = load_openvla(folder, dtype=dtype, images=len(config.cameras), chunk=steps, **chosen)
     model = checkpoint.model.config
     found, wanted = {"action": model.action_size}, {"action": config.action_size}
@@ -278,8 +277,10 @@ def _known_statistics(folder: Path) -> dict:
     return read_json(path) if path.is_file() else read_json(folder / "config.json").get("norm_stats") or {}
 
 
-def _steps(known: dict, key: str | None) -> int:
-    """T, by the name of the dataset."""
+def _said_by_statistics(known: dict, key: str | None) -> tuple[int, str]:
+    """(steps of an answer, which bounds): nothing but the name and width of the statistics tells for which robot a checkpoint was trained."""
     name = key or next(iter(known), "")
     width = len(known.get(name, {}).get("action", {}).get("q01", ()))
-    return next((steps for word, steps in STEPS.items() if word in name), STEPS["aloha"] if width == ALOHA_WIDTH else LIBERO_STEPS)
+    if width == ALOHA_WIDTH or "aloha" in name:
+        return ALOHA_STEPS, "extremes"
+    return BRIDGE_STEPS if "bridge" in name else LIBERO_STEPS, "quantiles"
