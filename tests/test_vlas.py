@@ -16,6 +16,7 @@ from toy_world import TASKS, Recorded, adapted, climbing_world, config, moved, u
 
 from worldenv_cli.artifacts import Checkpoint
 from worldenv_cli.errors import UserError
+from worldenv_cli.hub import state_of
 from worldenv_cli.models import load_model, save_merged, save_model
 from worldenv_cli.policies.checks import self_check
 from worldenv_cli.policies.densities import TokenDensity
@@ -26,7 +27,7 @@ from worldenv_cli.policies.observation import Observation
 from worldenv_cli.policies.openvla import inputs as inputs_of_openvla
 from worldenv_cli.policies.policy import rows_of
 from worldenv_cli.policies.sft import ChunkSamples, SFTConfig, fine_tune, sft_loss
-from worldenv_cli.policies.vla import VLAConfig, pinned
+from worldenv_cli.policies.vla import CONVERTED, VLAConfig, pinned
 from worldenv_cli.post_train.rounds import imagined_success
 
 needs_fixtures = pytest.mark.skipif(not FIXTURES.exists(), reason=f"{FIXTURES} is not here: checkpoints and outputs of the original implementations")
@@ -131,6 +132,16 @@ def test_a_blind_or_deaf_policy_is_refused(policy, blind, monkeypatch):
     monkeypatch.setattr(policy, "encode", same)
     with pytest.raises(UserError, match=f"tiny: its answer does not depend on the {blind}"):
         self_check(policy, "tiny")
+
+
+def test_weights_that_are_no_numbers_are_refused(settings):
+    broken = load_vla(settings)
+    with torch.no_grad():
+        next(p for name, p in broken.named_parameters() if name.startswith("model.") and name.endswith("layers.0.mlp.up_proj.weight")).fill_(
+            torch.nan
+        )
+    with pytest.raises(UserError, match="tiny: its answer is not finite"):
+        self_check(broken, "tiny")
 
 
 def test_what_is_encoded_is_kept_while_an_adapter_learns(policy):
@@ -335,3 +346,13 @@ def test_an_answer_may_be_longer_than_what_is_played(action_size, predicts, step
     np.testing.assert_array_equal(played, whole[:, :3])
     with pytest.raises(UserError, match=f"predicts {steps} steps, but env.chunk plays {steps + 1}"):
         load_vla(config.model_copy(update={"chunk": steps + 1}))
+
+
+def test_a_changed_checkpoint_is_another_one(tmp_path):
+    """Loading converts OpenVLA's heads beside their files, which changes nothing; a weight that changes does."""
+    folder = write_openvla(tmp_path / "model", side=56, proprio_size=4)
+    before = state_of(folder, CONVERTED)
+    load_vla(VLAConfig(model=str(folder), **SHARED))
+    assert list(folder.glob(CONVERTED)) and state_of(folder, CONVERTED) == before != state_of(folder)
+    (folder / "config.json").write_text((folder / "config.json").read_text() + " ")
+    assert state_of(folder, CONVERTED) != before

@@ -4,9 +4,12 @@ Everything goes through `huggingface_hub`, so that HF_ENDPOINT, HF_HUB_OFFLINE, 
 part of a message.
 """
 
+import hashlib
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 
 from .atomic import disk_full_told, is_disk_full
@@ -38,6 +41,22 @@ def downloaded(folder: Path) -> tuple[str, str] | None:
     """(owner/name, commit) of a folder in the Hub's cache, which keeps snapshots under models--owner--name/snapshots/commit; None for others."""
     found = re.search(r"/(?:models|datasets)--([^/]+)/snapshots/([0-9a-f]{40})(?:/|$)", folder.as_posix())
     return (found[1].replace("--", "/"), found[2]) if found else None
+
+
+def files_of(path: Path) -> list[Path]:
+    return [path] if path.is_file() else sorted(inside for inside in path.rglob("*") if inside.is_file())
+
+
+def state_of(path: Path, leave_out: str = "") -> str:
+    """Changes when a file there does, so that what was made from it is made again: a snapshot's commit, or else sizes and times of change, as
+    `make` goes by. Files whose names match `leave_out` do not count.
+    """
+    cached = downloaded(path)
+    if cached:
+        return cached[1]
+    counted = [inside for inside in files_of(path) if not fnmatch(inside.name, leave_out)]
+    seen = [(inside.relative_to(path).as_posix(), inside.stat().st_size, inside.stat().st_mtime_ns) for inside in counted]
+    return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
 
 
 @contextmanager

@@ -10,9 +10,10 @@ from .data.expert import demonstrate
 from .data.explore import explore as explore_with
 from .data.explore import of_split
 from .errors import UserError
-from .hub import downloaded, resolve
+from .hub import downloaded, resolve, state_of
 from .models import new_policy, save_model
 from .pipeline import Run
+from .policies.vla import CONVERTED, VLAConfig, checkpoint_folder
 from .rollout import environment_steps
 
 MADE_BY = {"demonstrations": "ingest", "sft": "sft", "exploration": "explore", "simulator": "simulate", "reflector": "calibrate"}
@@ -91,7 +92,10 @@ def sft(run: Run) -> None:
         fine_tune(policy, demonstrations, run.recipe.sft, seed=run.recipe.seed, checkpoint=run.checkpoint("sft"), metrics=run.metrics("sft"))
         save_model(folder, "policy", policy, provenance, cards.policy("fine-tuned on demonstrations", demonstrations, policy))
 
-    run.artifact("sft", run.settings("policy", "sft"), needs("demonstrations"), make)
+    chosen, policy = run.settings("policy", "sft"), run.recipe.policy
+    if isinstance(policy, VLAConfig):
+        chosen |= {"checkpoint": state_of(checkpoint_folder(policy), CONVERTED)}
+    run.artifact("sft", chosen, needs("demonstrations"), make)
 
 
 def explore(run: Run) -> None:

@@ -1,6 +1,5 @@
 """Recorded data in, a dataset out: which episodes are taken, in which shape, and what is known of them."""
 
-import hashlib
 import itertools
 import json
 import os
@@ -19,7 +18,7 @@ from ..artifacts import fingerprint, is_current, make_provenance, package_versio
 from ..atomic import staged
 from ..config import Config
 from ..errors import UserError
-from ..hub import downloaded
+from ..hub import downloaded, files_of, state_of
 from ..progress import say, track
 from .layout import INFO, Episode
 from .sources import Listed, Source
@@ -72,7 +71,7 @@ def ingest_sources(
         _same_schema(first, other, selection.resize is not None)
     chosen = choose_episodes(sources, selection)
     identities = [_identity(source) for source in sources]
-    settings = {"selection": selection.model_dump(mode="json"), "sources": identities, "files": [_files_seen(source) for source in sources]}
+    settings = {"selection": selection.model_dump(mode="json"), "sources": identities, "files": [state_of(source.path) for source in sources]}
     if not force and is_current(out, fingerprint(settings, {})):
         say(f"{out}: up to date")
         return
@@ -232,19 +231,7 @@ def _identity(source: Source) -> dict:
     cached = downloaded(source.path)
     if cached:
         return {"name": cached[0], "commit": cached[1], **found}
-    return {"name": source.path.name, "bytes": sum(path.stat().st_size for path in _files(source)), **found}
-
-
-def _files(source: Source) -> list[Path]:
-    return [source.path] if source.path.is_file() else sorted(path for path in source.path.rglob("*") if path.is_file())
-
-
-def _files_seen(source: Source) -> str:
-    """Changes when a file of the source does, as `make` sees it (size and time of change), so that its dataset is made again."""
-    if downloaded(source.path):
-        return "a snapshot of the Hub, which does not change"
-    seen = [(path.relative_to(source.path).as_posix(), path.stat().st_size, path.stat().st_mtime_ns) for path in _files(source)]
-    return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
+    return {"name": source.path.name, "bytes": sum(path.stat().st_size for path in files_of(source.path)), **found}
 
 
 def _scaled(camera: dict, size: tuple[int, int] | None) -> dict:

@@ -25,7 +25,9 @@ def self_check(policy: Policy, name: str) -> dict[str, float]:
     encoded = policy.encode(Observation(images, state, [WORDS[0], WORDS[0], WORDS[1], WORDS[0]]))
     density = policy.density(encoded, policy.trace(encoded, [torch.Generator().manual_seed(0) for _ in range(4)]))
     answer = density.logits if isinstance(density, TokenDensity) else density.mean
-    _, picture, words, nothing = ((answer - answer[:1]).abs().flatten(1).max(1).values.tolist()) if answer.isfinite().all() else (0.0,) * 4
+    if not answer.isfinite().all():
+        raise UserError(f"{name}: its answer is not finite, expected numbers; its weights are damaged: download them again")
+    _, picture, words, nothing = (answer - answer[:1]).abs().flatten(1).max(1).values.tolist()
     moved = {"the picture": picture, "the instruction": words, **policy.dependences()}
     floor = max(10 * nothing, 1e-6 * answer.abs().max().item())
     for what, distance in moved.items():

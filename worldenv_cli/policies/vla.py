@@ -51,6 +51,9 @@ class VLAConfig(Config):
     resolution: int = Field(64, ge=8, description="of the environment's pictures, pixels; the checkpoint's own is reached by resizing")
 
 
+CONVERTED = "*_checkpoint.safetensors"  # heads of OpenVLA-OFT, which the first loading writes beside their pickles
+
+
 def checkpoint_folder(config: VLAConfig) -> Path:
     folder = resolve(config.model)
     if not folder.is_dir():

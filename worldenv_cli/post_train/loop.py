@@ -37,6 +37,7 @@ class UpdatesConfig(Config):
     hold: float = Field(1.0, ge=0, description="weight of KL(start || tuned) on real frames of closed tasks")
     gain_cap: float = Field(0.12, gt=0, description="a task's imagined success may rise by this much in a round, then its groups stop")
     kl_budget: float = Field(4.0, gt=0, description="mean KL(start || tuned) of a chunk on imagined frames, nats; a round ends when it is spent")
+    kl_rows: int = Field(256, ge=1, description="decisions of an update from which that KL is measured")
     checkpoint_every: int = Field(5, ge=1, description="updates")
     check_every: int = Field(5, ge=1, description="updates between two measurements of imagined success against the cap")
     advantage_scale: float = Field(1.0, ge=0, description="0 makes the control arm: everything but the reward")
@@ -145,7 +146,7 @@ def _one_update(policy, env, pool, active, closed, successes, optimizer, config,
     advantage = leave_one_out(rollouts.reward, rollouts.group) * config.advantage_scale
     from_first = ~np.array(middles)
     figures = _gradient_steps(policy, rollouts, advantage, closed, successes, optimizer, config, sft, rng, update)
-    rows = rng.choice(rollouts.decisions, min(256, rollouts.decisions), replace=False)
+    rows = rng.choice(rollouts.decisions, min(config.kl_rows, rollouts.decisions), replace=False)
     kl = chunk_kl(policy, rollouts.observation.rows(rows), rows_of(rollouts.encoded, rows), rows_of(rollouts.trace, rows), config.microbatch)
     first_rows = from_first[rollouts.group]
     return {
