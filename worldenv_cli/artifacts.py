@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import __version__
+from . import __version__, distributed
 from .atomic import read_json, read_tensors, recover, staged, sweep, write_json, write_tensors
 from .errors import UserError
 
@@ -153,7 +153,9 @@ class Checkpoint:
         self.folder = Path(folder)
 
     def save(self, step: int, tensors: "dict[str, torch.Tensor]", state: dict) -> None:
-        """Write the state after `step` steps. Later ones belong to a run that was abandoned, and go."""
+        """Write the state after `step` steps; of several processes the first one does. Later ones belong to a run that was abandoned, and go."""
+        if not distributed.first():
+            return
         if self.folder.is_dir():
             sweep(self.folder, "step_*")
         with staged(self._of(step)) as partial:

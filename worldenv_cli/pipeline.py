@@ -1,11 +1,14 @@
 """The run: artifacts made one from another, each skipped when nothing that it depends on has changed and continued when it was cut off."""
 
 import shutil
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
+from . import distributed
 from .artifacts import Checkpoint, content_hash, fingerprint, is_current, make_provenance
 from .atomic import read_json, staged, write_json
 from .data.dataset import Episode, read_dataset
@@ -13,6 +16,8 @@ from .errors import UserError
 from .memory import keep_freed_memory, peak_memory_gb
 from .progress import Metrics, say
 from .recipe import Recipe, resolved_yaml
+
+TOGETHER = ("ingest", "sft", "explore", "simulate", "calibrate", "post-train")  # stages in which all processes take part
 
 
 class Run:
@@ -24,7 +29,9 @@ class Run:
         self._hashes: dict[str, str] = {}
         self._env = None
         self._planned: set[str] = set()  # in a dry run: what would be made, so that what depends on it would be made too
-        if not dry_run:
+        self._alone = distributed.count() == 1  # what only one process does
+        distributed.begin()
+        if not dry_run and distributed.first():
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / "recipe.yaml").write_text(resolved_yaml(recipe))
 
@@ -35,7 +42,7 @@ class Run:
 
         if self.recipe.device == "cuda" and not torch.cuda.is_available():
             raise UserError("device is 'cuda', but torch finds no GPU here; see `worldenv doctor`, or set device=auto")
-        return torch.device("cuda" if self.recipe.device != "cpu" and torch.cuda.is_available() else "cpu")
+        return torch.device(f"cuda:{torch.cuda.current_device()}" if self.recipe.device != "cpu" and torch.cuda.is_available() else "cpu")
 
     def model(self, name: str, kind: str, made_by: str = "make it first"):
         """The model of one of the run's artifacts, on the run's device, in evaluation mode."""
@@ -84,8 +91,9 @@ class Run:
         resolved["env"] = {key: value for key, value in resolved["env"].items() if key not in how}
         return {section: resolved[section] for section in sections} | {"seed": self.recipe.seed}
 
-    def artifact(self, name: str, settings: dict, inputs: dict[str, str], make: Callable[[Path, dict], None]) -> None:
-        """Make `name` by `make(folder, provenance)` unless it is current.
+    def artifact(self, name: str, settings: dict, inputs: dict[str, str], make: Callable[[Path, dict], None], *, together: bool = False) -> None:
+        """Make `name` by `make(folder, provenance)` unless it is current. Of several processes all make what they train `together`, and what the
+        first one writes is kept; else it works alone.
 
         `inputs` maps the name of each artifact that it is made from to the command that makes that one. Raises UserError for a missing
         input, and for one that was made with other settings than this recipe's.
@@ -99,22 +107,44 @@ class Run:
                 raise UserError(f"{self.path(needed)} does not exist: {name} is made from it; run `worldenv {command}` with this recipe first")
             self._check_recipe(needed, command)
             hashes[needed] = self._hash(needed)
-        if is_current(self.path(name), fingerprint(settings, hashes)) and not self.force:
+        current = is_current(self.path(name), fingerprint(settings, hashes)) and not self.force
+        if current if self._alone else distributed.agreed(current):
             say(f"{name}: up to date")
             return
         provenance = make_provenance(settings, hashes, self.recipe.seed)
-        self._open_workshop(name, provenance["fingerprint"])
+        if distributed.first():
+            self._open_workshop(name, provenance["fingerprint"])
         say(f"{name}: making it")
         began = time.monotonic()
-        with staged(self.path(name)) as folder:
-            make(folder, provenance)
-        self._note(name, time.monotonic() - began)
+        self._wait()
+        if distributed.first():
+            with staged(self.path(name)) as folder:
+                make(folder, provenance)
+            self._close_workshop(name, time.monotonic() - began)
+        elif together:
+            with tempfile.TemporaryDirectory() as folder:
+                make(Path(folder), provenance)
+        self._wait()
+        self._episodes.pop(name, None)
+        self._hashes.pop(name, None)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """For the first process: the others are not here."""
+        before, self._alone = self._alone, True
+        yield
+        self._alone = before
+
+    def _wait(self) -> None:
+        if not self._alone:
+            distributed.wait()
+
+    def _close_workshop(self, name: str, seconds: float) -> None:
+        self._note(name, seconds)
         shutil.rmtree(self._workshop(name), ignore_errors=True)
         for parent in self._workshop(name).relative_to(self.folder).parents[:-1]:
             if (self.folder / parent).is_dir() and not any((self.folder / parent).iterdir()):
                 (self.folder / parent).rmdir()
-        self._episodes.pop(name, None)
-        self._hashes.pop(name, None)
 
     def _check_recipe(self, needed: str, command: str) -> None:
         """An input made with another recipe would be mixed with what this one makes."""
@@ -167,7 +197,10 @@ class Run:
             say(f"{name}: continuing {part} at step {found[0]}")
         return checkpoint
 
-    def metrics(self, name: str, part: str = "model") -> Metrics:
+    def metrics(self, name: str, part: str = "model") -> Metrics | None:
+        """Where the figures of a training loop go; the first process alone writes them."""
+        if not distributed.first():
+            return None
         found = Checkpoint(self._workshop(name) / part).latest()
         return Metrics(self.folder / "metrics" / name / part, resume_step=found[0] - 1 if found else None)
 
@@ -201,7 +234,12 @@ def run_stages(recipe: Recipe, out: Path, stages: list[str] | None = None, *, dr
         available.estimate(run)
     try:
         for name in stages or [stage for stage in functions if stage not in ("bench", "bench-update", "compare")]:
-            functions[name](run)
+            if distributed.count() == 1 or name in TOGETHER:
+                functions[name](run)
+            elif distributed.first():
+                with run.alone():
+                    functions[name](run)
+            distributed.wait()
     finally:
         run.close()
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from . import cards
+from . import cards, distributed
 from .artifacts import package_versions, write_artifact
 from .atomic import write_json
 from .data.dataset import Episode, read_dataset, read_description, write_dataset
@@ -95,7 +95,7 @@ def sft(run: Run) -> None:
     chosen, policy = run.settings("policy", "sft"), run.recipe.policy
     if isinstance(policy, VLAConfig):
         chosen |= {"checkpoint": state_of(checkpoint_folder(policy), CONVERTED)}
-    run.artifact("sft", chosen, needs("demonstrations"), make)
+    run.artifact("sft", chosen, needs("demonstrations"), make, together=True)
 
 
 def explore(run: Run) -> None:
@@ -139,7 +139,7 @@ def simulate(run: Run) -> None:
         write_json(folder / "fidelity.json", measured)
         save_model(folder, "simulator", simulator, provenance, cards.simulator(simulator, measured))
 
-    run.artifact("simulator", run.settings("simulator", "simulate"), needs("demonstrations", "exploration", "sft"), make)
+    run.artifact("simulator", run.settings("simulator", "simulate"), needs("demonstrations", "exploration", "sft"), make, together=True)
 
 
 def compare(run: Run) -> None:
@@ -170,7 +170,7 @@ def calibrate(run: Run) -> None:
         episodes = run.episodes("demonstrations") + run.episodes("exploration")
         make_reflector(run, "reflector", folder, provenance, reflector, simulator, episodes, run.recipe.calibrate)
 
-    run.artifact("reflector", run.settings("reflector", "calibrate"), needs("demonstrations", "exploration", "simulator"), make)
+    run.artifact("reflector", run.settings("reflector", "calibrate"), needs("demonstrations", "exploration", "simulator"), make, together=True)
 
 
 def make_reflector(run: Run, name: str, folder: Path, provenance: dict, reflector, simulator, episodes: list[Episode], config) -> None:
@@ -209,7 +209,8 @@ def _estimate_policy(recipe, found) -> None:
     passed = min(updates.microbatch or updates.minibatch, decisions)
     say(f"policy: {found.parameters:,} parameters, of which {found.learning:,} learn")
     say(f"policy, memory: weights {_size(found.weights)}, gradients and optimizer {_size(found.learning_state)}")
-    say(f"fine-tuning: {sft.batch} samples a pass, effective batch {sft.batch * sft.accumulate}; activations {_size(sft.batch * found.row)}")
+    effective = sft.batch * sft.accumulate * distributed.count()
+    say(f"fine-tuning: {sft.batch} samples a pass, effective batch {effective}; activations {_size(sft.batch * found.row)}")
     say(
         f"an update: {episodes} imagined episodes, {decisions} decisions at most, {passed} a pass, batch {min(updates.minibatch, decisions)}; "
         f"activations {_size(passed * found.row)}, kept observations {_size(decisions * found.kept)}"

@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from . import distributed
 from .artifacts import Checkpoint, load_optimizer, optimizer_tensors
 from .config import Config
 from .progress import Metrics, check_finite, track
@@ -15,7 +16,7 @@ from .progress import Metrics, check_finite, track
 
 class TrainingConfig(Config):
     steps: int = Field(800, ge=1)
-    batch: int = Field(64, ge=1, description="samples in a forward pass")
+    batch: int = Field(64, ge=1, description="samples in a forward pass of one process")
     accumulate: int = Field(1, ge=1, description="forward passes whose gradients make one step")
     learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.05, ge=0)
@@ -52,7 +53,7 @@ def train(
     first = _resume(parameters, average, optimizer, carried, checkpoint)
     with track(description, total=config.steps, unit="steps", done=first) as bar:
         for step in range(first, config.steps):
-            rng = np.random.default_rng([seed, step])
+            rng = np.random.default_rng(distributed.seeds(seed, step))
             torch.manual_seed(int(rng.integers(2**62)))
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * _schedule(step / config.steps, config.warmup)
@@ -64,6 +65,7 @@ def train(
                 check_finite(description, step, loss=value.item())
                 (value / config.accumulate).backward()
                 whole += value.item() / config.accumulate
+            distributed.average_gradients(parameters)
             check_finite(description, step, gradient=torch.nn.utils.clip_grad_norm_(parameters, 1.0).item())
             optimizer.step()
             torch._foreach_lerp_(average, [p.detach() for p in parameters], 1 - min(config.average, (step + 1) / (step + 10)))

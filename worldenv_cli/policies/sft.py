@@ -7,6 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from .. import distributed
 from ..data.dataset import Episode
 from ..packing import shifted
 from ..progress import check_finite
@@ -84,6 +85,7 @@ def fit_scale(policy: RegressionPolicy, samples: ChunkSamples, config: SFTConfig
         check_finite("scale head", step, negative_log_likelihood=loss.item())
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        distributed.average_gradients(policy.scale_head.parameters())
         optimizer.step()
         if metrics and step % 20 == 0:
             metrics.log(config.steps + step, scale_nll=loss.item(), scale=scale.item())

@@ -8,8 +8,10 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from .. import distributed
 from ..artifacts import Checkpoint, load_optimizer, optimizer_tensors, under
 from ..config import Config
+from ..errors import UserError
 from ..policies.lora import AdaptedPolicy
 from ..policies.observation import Observation
 from ..policies.policy import rows_of
@@ -23,14 +25,14 @@ from .rollouts import Rollouts, imagine
 
 class UpdatesConfig(Config):
     updates: int = Field(25, ge=1, description="at most, in a round")
-    starts: int = Field(16, ge=1, description="groups in an update")
+    starts: int = Field(16, ge=1, description="groups in an update, of all processes together")
     group: int = Field(8, ge=2, description="imagined episodes from one start")
     middle: float = Field(0.5, ge=0, lt=1, description="share of groups that start at logged moments instead of first frames")
     clip: float = Field(0.2, gt=0)
     backbone_rate: float = Field(1e-4, gt=0, description="learning rate of LoRA")
     head_rate: float = Field(5e-5, gt=0, description="learning rate of the heads")
     epochs: int = Field(1, ge=1, description="passes over an update's decisions")
-    minibatch: int = Field(256, ge=1, description="decisions in a gradient step")
+    minibatch: int = Field(256, ge=1, description="decisions in a gradient step, of all processes together")
     microbatch: int | None = Field(None, ge=1, description="decisions in a forward pass, gradients added up; a whole minibatch where not given")
     rescore: bool = Field(False, description="score samples again in the passes of training, before the first step: for bf16")
     anchor: float = Field(0.3, ge=0, description="weight of the SFT loss on real successes")
@@ -78,6 +80,9 @@ def run_updates(
     Returns {"updates", "stopped_because", "capped": tasks whose cap was reached, "checked": [{"update", task: imagined success}], "history": one
     dict of figures for each update}.
     """
+    if config.starts % distributed.count():
+        there = f"expected a multiple of the {distributed.count()} processes"
+        raise UserError(f"post_train.updates.starts is {config.starts}, {there}; change one of them")
     groups = policy.parameter_groups(config.backbone_rate, config.head_rate)
     optimizer = torch.optim.Adam(groups)
     capped: list[str] = []
@@ -87,7 +92,7 @@ def run_updates(
         capped, checked, history = kept["capped"], kept["checked"], kept["history"]
     with track("post-training", total=config.updates, unit="updates", done=first) as bar:
         for update in range(first, config.updates):
-            rng = np.random.default_rng([seed, update])
+            rng = np.random.default_rng(distributed.seeds(seed, update))
             generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
             torch.manual_seed(int(rng.integers(2**62)))  # the simulator's own noise
             active = [task for task in open_tasks if task not in capped]
@@ -97,11 +102,12 @@ def run_updates(
             figures, kl = _one_update(policy, env, pool, active, closed, successes, optimizer, config, sft, rng, generator, update)
             history.append({"update": update, **figures})
             check_finite("post-training", update, loss=figures["loss"])
+            kl = distributed.agreed(kl)
             if metrics:
                 metrics.log(update, **figures)
             bar.advance(imagined=figures["imagined_success"], kl=kl)
             if (update + 1) % config.check_every == 0 and update + 1 < config.updates:
-                found = measure(active)
+                found = distributed.agreed(measure(active) if distributed.first() else {})
                 checked.append({"update": update, **found})
                 capped += [task for task in active if found[task] > baseline[task] + config.gain_cap]
             if kl > config.kl_budget:
@@ -136,8 +142,10 @@ def resume(policy: AdaptedPolicy, optimizer, checkpoint: Checkpoint | None) -> t
 def _one_update(policy, env, pool, active, closed, successes, optimizer, config, sft, rng, generator, update) -> tuple[dict, float]:
     began = time.monotonic()
     # with fewer groups than open tasks, the tasks take turns from update to update
-    tasks = [active[(update * config.starts + i) % len(active)] for i in range(config.starts)]
-    blocks = [i // len(active) for i in range(config.starts)]  # one group of every task each; a block starts in the middle or at the beginning
+    share = config.starts // distributed.count()
+    mine = range(distributed.rank() * share, (distributed.rank() + 1) * share)  # a group is never split between processes
+    tasks = [active[(update * config.starts + i) % len(active)] for i in mine]
+    blocks = [i // len(active) for i in mine]  # one group of every task each; a block starts in the middle or at the beginning
     middles = [int((block + 1) * config.middle) > int(block * config.middle) for block in blocks]
     histories = [pool.draw(task, middle, rng) for task, middle in zip(tasks, middles)]
     policy.eval()
@@ -181,6 +189,7 @@ def _gradient_steps(policy, rollouts: Rollouts, advantage, closed, successes, op
             steps.append((weight, step | {"surrogate": loss.item(), "scale": density.spread()}))
         anchor = _anchor(policy, successes, config, sft, rng)
         held = _held(policy, closed, config, rng)
+        distributed.average_gradients([p for group in optimizer.param_groups for p in group["params"]])
         norm = torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)
         check_finite("post-training", update, gradient=norm.item())
         optimizer.step()
@@ -193,7 +202,8 @@ def _gradient_steps(policy, rollouts: Rollouts, advantage, closed, successes, op
 
 def _batches(decisions: int, config: UpdatesConfig, rng: np.random.Generator) -> list[list[np.ndarray]]:
     """An epoch's minibatches, each in the parts that a forward pass takes."""
-    minibatches = np.array_split(rng.permutation(decisions), max(round(decisions / config.minibatch), 1))
+    steps = distributed.largest(max(round(decisions * distributed.count() / config.minibatch), 1))  # as many in every process
+    minibatches = np.array_split(rng.permutation(decisions), steps)
     return [np.array_split(rows, -(-len(rows) // (config.microbatch or len(rows)))) for rows in minibatches]
 
 

@@ -86,8 +86,10 @@ def _refresh(run: Run, number: int) -> None:
         make_reflector(run, reflector_name, folder, provenance, reflector, simulator, episodes, config.refresh_reflector)
 
     seeded = {"seed": run.recipe.seed}
-    run.artifact(simulator_name, {"refresh": chosen["refresh_simulator"]} | seeded, needs(before[0], "sft", *datasets), make_simulator)
-    run.artifact(reflector_name, {"refresh": chosen["refresh_reflector"]} | seeded, needs(before[1], simulator_name, *datasets), make_reflector_)
+    run.artifact(simulator_name, {"refresh": chosen["refresh_simulator"]} | seeded, needs(before[0], "sft", *datasets), make_simulator, together=True)
+    run.artifact(
+        reflector_name, {"refresh": chosen["refresh_reflector"]} | seeded, needs(before[1], simulator_name, *datasets), make_reflector_, together=True
+    )
 
 
 def _gate(run: Run, number: int) -> None:
@@ -168,7 +170,7 @@ def _tuned(run: Run, number: int, kind: str, updates: UpdatesConfig) -> None:
     chosen = run.settings("post_train", "world_env", "env")
     relevant = {key: chosen["post_train"][key] for key in ("resets", "lora", "filter")} | {"updates": updates.model_dump(mode="json")}
     relevant |= {key: chosen[key] for key in ("world_env", "env", "seed")}
-    run.artifact(name, relevant, needs(start_of(number), f"rounds/{number}/gate", *models_of(number), *datasets), make)
+    run.artifact(name, relevant, needs(start_of(number), f"rounds/{number}/gate", *models_of(number), *datasets), make, together=True)
 
 
 def _probe(run: Run, number: int) -> None:
