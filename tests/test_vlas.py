@@ -85,6 +85,21 @@ def test_the_ratio_of_an_unchanged_policy_is_one(policy):
     assert np.abs(sampled(policy, obs, 1).chunk - act.chunk).max() > 1e-3
 
 
+def test_what_is_sampled_is_what_is_scored(policy):
+    """Over many samples the mean ratio of another policy's density to the own one is one, after every number of played steps: only then are
+    the samples those of the density that scores them, walks of several noisy steps included.
+    """
+    flow = isinstance(policy, FlowPolicy)
+    other = nudged(copy.deepcopy(policy), 0, by=0.0006 if policy.density_is == "a Laplace density" else 0.004)
+    act = sampled(policy, observation(1).rows([0] * (2000 if flow else 500)))
+    with torch.no_grad():
+        own = policy.density(act.encoded, act.trace).log_prob(act.trace["sampled"])
+        ratio = (other.density(act.encoded, act.trace).log_prob(act.trace["sampled"]) - own).double().cumsum(1)
+    assert 0.01 < ratio[:, -1].std() < 1.2 and (ratio.exp().mean(0) - 1).abs().max() > 0
+    for t in range(4):
+        assert abs(ratio[:, t].exp().mean() - 1) < 4 * ratio[:, t].exp().std() / len(ratio) ** 0.5, t
+
+
 def test_in_bfloat16_too(settings, demonstrations):
     """Acting, scoring, fine-tuning with gradient checkpointing; what learns stays float32."""
     half = load_vla(settings.model_copy(update={"dtype": "bfloat16", "gradient_checkpointing": True})).trainable()
@@ -197,14 +212,14 @@ def test_updates_resume(policy, mini, simulator_config, tmp_path):
     assert moved(weights(whole), resumed) == []
 
 
-def nudged(policy, seed):
+def nudged(policy, seed, by=0.05):
     """An adapter that changes something."""
     torch.manual_seed(seed)
     made = AdaptedPolicy(policy, LoraSettings(rank=2 + seed, alpha=4))
     with torch.no_grad():
         for name, parameter in made.named_parameters():
             if parameter.requires_grad:
-                parameter.add_(0.05 * torch.randn_like(parameter))
+                parameter.add_(by * torch.randn_like(parameter))
     return made
 
 
