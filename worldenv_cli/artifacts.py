@@ -78,18 +78,22 @@ def load_tensors(folder: Path) -> "dict[str, torch.Tensor]":
 def load_into(module: "torch.nn.Module", tensors: "dict[str, torch.Tensor]", where: str | Path, of: "dict[str, torch.Tensor] | None" = None) -> None:
     """`load_state_dict`, with every missing, unexpected and misshapen tensor in one message. `of`: only these of the module's are wanted."""
     own = module.state_dict() if of is None else of
-    missing = sorted(own.keys() - tensors.keys())
-    unexpected = sorted(tensors.keys() - own.keys())
-    misshapen = [
-        f"{name} {tuple(tensors[name].shape)} instead of {tuple(own[name].shape)}"
-        for name in own.keys() & tensors.keys()
-        if tensors[name].shape != own[name].shape
-    ]
-    found = {"missing": missing, "unexpected": unexpected, "wrong shape": sorted(misshapen)}
-    problems = "; ".join(f"{what}: {', '.join(names)}" for what, names in found.items() if names)
+    problems = misfits(*({name: tuple(tensor.shape) for name, tensor in named.items()} for named in (own, tensors)))
     if problems:
         raise UserError(f"{where}: its tensors do not fit {type(module).__name__} ({problems}); make it again with this configuration")
     module.load_state_dict(tensors, strict=of is None)
+
+
+def misfits(wanted: dict[str, tuple], found: dict[str, tuple]) -> str:
+    """Every missing, unexpected and misshapen tensor of two {name: shape}, in one line; empty where they fit."""
+    told = {
+        "missing": sorted(wanted.keys() - found.keys()),
+        "unexpected": sorted(found.keys() - wanted.keys()),
+        "wrong shape": [
+            f"{name} {found[name]} instead of {wanted[name]}" for name in sorted(wanted.keys() & found.keys()) if found[name] != wanted[name]
+        ],
+    }
+    return "; ".join(f"{what}: {', '.join(names)}" for what, names in told.items() if names)
 
 
 # Provenance

@@ -51,6 +51,7 @@ class VLAConfig(Config):
     resolution: int = Field(64, ge=8, description="of the environment's pictures, pixels; the checkpoint's own is reached by resizing")
 
 
+FAMILIES = ("openvla", "pi0", "smolvla")
 CONVERTED = "*_checkpoint.safetensors"  # heads of OpenVLA-OFT, which the first loading writes beside their pickles
 
 
@@ -76,8 +77,7 @@ def family(folder: Path) -> str:
         raise UserError(f"{folder} holds no config.json: expected the checkpoint of a VLA; check policy.model")
     config = read_json(path)
     found = config.get("type") or config.get("model_type")
-    names = {"openvla": "openvla", "pi0": "pi0", "smolvla": "smolvla"}
-    if found not in names:
+    if found not in FAMILIES:
         remote = "; its own code (auto_map) is not run" if "auto_map" in config else ""
-        raise UserError(f"{path}: a {found!r} model, expected one of {', '.join(names)}{remote}")
-    return names[found]
+        raise UserError(f"{path}: a {found!r} model, expected one of {', '.join(FAMILIES)}{remote}")
+    return found

@@ -189,8 +189,9 @@ def _gradient_steps(policy, rollouts: Rollouts, advantage, closed, successes, op
             steps.append((weight, step | {"surrogate": loss.item(), "scale": density.spread()}))
         anchor = _anchor(policy, successes, config, sft, rng)
         held = _held(policy, closed, config, rng)
-        distributed.average_gradients([p for group in optimizer.param_groups for p in group["params"]])
-        norm = torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)
+        learning = [p for group in optimizer.param_groups for p in group["params"]]
+        distributed.average_gradients(learning)
+        norm = torch.nn.utils.clip_grad_norm_(learning, 1.0)
         check_finite("post-training", update, gradient=norm.item())
         optimizer.step()
         step = {name: sum(weight * found[name] for weight, found in steps) for name in steps[0][1]}
@@ -204,7 +205,12 @@ def _batches(decisions: int, config: UpdatesConfig, rng: np.random.Generator) ->
     """An epoch's minibatches, each in the parts that a forward pass takes."""
     steps = distributed.largest(max(round(decisions * distributed.count() / config.minibatch), 1))  # as many in every process
     minibatches = np.array_split(rng.permutation(decisions), steps)
-    return [np.array_split(rows, -(-len(rows) // (config.microbatch or len(rows)))) for rows in minibatches]
+    return [_parts(rows, config.microbatch) for rows in minibatches]
+
+
+def _parts(rows: np.ndarray, size: int | None) -> list[np.ndarray]:
+    """Rows in parts of `size` at most, as equal as may be; all of them in one where no size is given."""
+    return np.array_split(rows, -(-len(rows) // (size or len(rows))))
 
 
 def _encoded(policy, rollouts: Rollouts, rows: np.ndarray) -> tuple[dict, dict]:
@@ -227,7 +233,7 @@ def _anchor(policy, successes: ChunkSamples, config: UpdatesConfig, sft: SFTConf
     if not config.anchor:
         return 0.0
     index, total = rng.integers(0, len(successes), 64), 0.0
-    for rows in np.array_split(index, -(-64 // (config.microbatch or 64))):
+    for rows in _parts(index, config.microbatch):
         loss = sft_loss(policy.base(), successes, rows, sft, rng) * len(rows) / 64
         (config.anchor * loss).backward()
         total += loss.item()
@@ -239,7 +245,7 @@ def _held(policy: AdaptedPolicy, closed: Observation | None, config: UpdatesConf
     if closed is None or not config.hold:
         return 0.0
     chosen, total = rng.choice(len(closed.state), min(64, len(closed.state)), replace=False), 0.0
-    for rows in np.array_split(chosen, -(-len(chosen) // (config.microbatch or len(chosen)))):
+    for rows in _parts(chosen, config.microbatch):
         observation = closed.rows(rows)
         before, after = policy.reference_encode(observation), policy.encode(observation)
         trace = policy.trace(before)
@@ -253,7 +259,7 @@ def _held(policy: AdaptedPolicy, closed: Observation | None, config: UpdatesConf
 def chunk_kl(policy: AdaptedPolicy, observation: Observation, kept: dict, trace: dict, microbatch: int | None = None) -> float:
     """Mean KL(start || tuned) of whole chunks at these observations, in nats. `kept`: what is kept of encoding them, if anything."""
     count, total = len(observation.state), 0.0
-    for rows in np.array_split(np.arange(count), -(-count // (microbatch or count))):
+    for rows in _parts(np.arange(count), microbatch):
         seen = observation.rows(rows)
         before = rows_of(kept, rows) or policy.reference_encode(seen)
         after = rows_of(kept, rows) or policy.encode(seen)

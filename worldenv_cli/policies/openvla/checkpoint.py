@@ -17,6 +17,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from ...artifacts import misfits
 from ...atomic import read_json
 from ...errors import UserError
 from .files import AGAIN, Shapes, adapter_changes, head_tensors, read_shards, shard_paths, tensor_shapes
@@ -162,14 +163,7 @@ def _published_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 def _check_fit(folder: Path, model: OpenVLA, origins: dict[str, str], shapes: Shapes) -> None:
     wanted = {origins[name]: _published_shape(name, tuple(tensor.shape)) for name, tensor in model.state_dict().items()}
     wanted |= _unused("dino", model.config.dino, wanted) | _unused("siglip", model.config.siglip, wanted)
-    found = {
-        "missing": sorted(wanted.keys() - shapes.keys()),
-        "unexpected": sorted(shapes.keys() - wanted.keys()),
-        "wrong shape": [
-            f"{name} {shapes[name]} instead of {wanted[name]}" for name in sorted(wanted.keys() & shapes.keys()) if shapes[name] != wanted[name]
-        ],
-    }
-    problems = "; ".join(f"{what}: {', '.join(names)}" for what, names in found.items() if names)
+    problems = misfits(wanted, shapes)
     if problems:
         raise UserError(f"{folder}: its tensors do not fit OpenVLA ({problems}); {AGAIN}")
 

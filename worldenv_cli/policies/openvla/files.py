@@ -5,14 +5,13 @@ import math
 import os
 import pickle
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from huggingface_hub import constants
 from torch import Tensor
 
-from ...atomic import disk_full_told, is_disk_full, read_json, read_tensors
+from ...atomic import disk_full_told, is_disk_full, opened, read_json, read_tensors
 from ...errors import UserError
 
 AGAIN = "download the checkpoint again"
@@ -35,18 +34,6 @@ def shard_paths(folder: Path) -> list[Path]:
     if missing:
         raise UserError(f"{folder}: {', '.join(missing)} missing, expected the weights there; {AGAIN}")
     return [folder / name for name in names]
-
-
-@contextmanager
-def opened(path: Path) -> Iterator:
-    """A safetensors file, of which only what is asked for is read."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "pt") as file:
-            yield file
-    except SafetensorError as error:
-        raise UserError(f"{path} is truncated or damaged ({error}): download it again") from error
 
 
 def tensor_shapes(paths: list[Path]) -> Shapes:

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ...artifacts import TENSORS
-from ...atomic import read_json
+from ...artifacts import TENSORS, misfits
+from ...atomic import opened, read_json
 from ...errors import UserError
 from ..lerobot import LeRobotCheckpoint, read_lerobot
 from .layouts import REFUSALS, lerobot_architecture, read_transformers
@@ -75,15 +75,10 @@ def unfilled(config: Pi0Config) -> Pi0:
 
 def _stored(folder: Path) -> Stored:
     """What lies in model.safetensors, or in the shards that an index lists. Only headers are read."""
-    from safetensors import SafetensorError, safe_open
-
     stored: Stored = {}
     for file in _files(folder):
-        try:
-            with safe_open(file, "pt") as opened:
-                stored |= {name: (file, tuple(opened.get_slice(name).get_shape())) for name in opened.keys()}
-        except SafetensorError as error:
-            raise UserError(f"{file} is truncated or damaged ({error}): download it again") from error
+        with opened(file) as tensors:
+            stored |= {name: (file, tuple(tensors.get_slice(name).get_shape())) for name in tensors.keys()}
     return stored
 
 
@@ -130,29 +125,21 @@ def _published(own: str, lerobot: bool) -> str:
 
 def _fill(model: Pi0, stored: Stored, dtype: torch.dtype, folder: Path) -> None:
     """Give the model its tensors, once all of them are known to fit."""
-    from safetensors import safe_open
-
     wanted = {_own_name(name): (name, tuple(tensor.shape)) for name, tensor in model.state_dict().items()}
     sources = {_own_name(name): name for name in sorted(stored)}
     lerobot = any("paligemma_with_expert." in name for name in stored)
-    problems = {
-        "missing": [_published(own, lerobot) for own in wanted if own not in sources],
-        "unexpected": [name for own, name in sources.items() if own not in wanted and own != UNUSED],
-        "wrong shape": [
-            f"{name} {stored[name][1]} instead of {wanted[own][1]}"
-            for own, name in sources.items()
-            if own in wanted and stored[name][1] != wanted[own][1]
-        ],
-    }
-    told = "; ".join(f"{what}: {', '.join(sorted(names))}" for what, names in problems.items() if names)
+    told = misfits(
+        {sources.get(own) or _published(own, lerobot): shape for own, (_, shape) in wanted.items()},
+        {name: stored[name][1] for own, name in sources.items() if own in wanted or own != UNUSED},
+    )
     if told:
         raise UserError(f"{folder}: its tensors do not fit pi0 ({told}); download it again, or name a checkpoint of pi0")
 
     tensors: dict[str, Tensor] = {}
     for file in sorted({file for file, _ in stored.values()}):
-        with safe_open(file, "pt") as opened:
+        with opened(file) as found:
             for own, (name, _) in wanted.items():
                 if stored[sources[own]][0] == file:
                     kept = torch.promote_types(dtype, torch.float32) if own.startswith(FLOAT32) else dtype
-                    tensors[name] = opened.get_tensor(sources[own]).to(kept, copy=True)  # a copy: the file may change while the model lives
+                    tensors[name] = found.get_tensor(sources[own]).to(kept, copy=True)  # a copy: the file may change while the model lives
     model.load_state_dict(tensors, assign=True)

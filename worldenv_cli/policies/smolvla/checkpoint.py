@@ -13,6 +13,7 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
 
+from ...artifacts import misfits
 from ...errors import UserError
 from ..lerobot import PREPROCESSOR, LeRobotCheckpoint, beside, not_found, read_lerobot, read_weights, validated
 from .model import SmolVLA, SmolVLAConfig
@@ -126,16 +127,8 @@ def _fill(model: SmolVLA, tensors: dict[str, Tensor], path: Path) -> None:
     places = {published(name): place for name, place in model.state_dict().items()}
     if WORDS not in tensors and OUT in tensors:  # tied, and written once
         tensors[WORDS] = tensors[OUT]
-    found = {
-        "missing": sorted(places.keys() - tensors.keys()),
-        "unexpected": sorted(tensors.keys() - places.keys() - set(UNUSED)),
-        "wrong shape": [
-            f"{name} {tuple(tensors[name].shape)} instead of {tuple(place.shape)}"
-            for name, place in sorted(places.items())
-            if name in tensors and tensors[name].shape != place.shape
-        ],
-    }
-    problems = "; ".join(f"{what}: {', '.join(names)}" for what, names in found.items() if names)
+    used = {name: tuple(tensor.shape) for name, tensor in tensors.items() if name in places or name not in UNUSED}
+    problems = misfits({name: tuple(place.shape) for name, place in places.items()}, used)
     if problems:
         raise UserError(f"{path}: its tensors do not fit SmolVLA ({problems}); download the checkpoint again, or mend its config.json")
     for name, place in places.items():
