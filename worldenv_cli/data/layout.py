@@ -5,6 +5,7 @@ it gets a row of its own at the end of each episode, the closing row: see CLOSIN
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -19,6 +20,7 @@ DESCRIPTION = "meta/worldenv.json"
 DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 FILES_IN_CHUNK = 1000
+UNKNOWN = "unknown"  # an outcome that nobody recorded or told
 CAMERA = "observation.images."
 INDICES = {"timestamp": "float32", "frame_index": "int64", "episode_index": "int64", "index": "int64", "task_index": "int64"}
 CLOSING_ROW = (
@@ -38,6 +40,14 @@ class Episode:
     success: np.ndarray  # (T+1,) bool: has the task been achieved by frame t; starts False, never falls back
     instruction: str
     info: dict  # plain JSON facts: task name, start seed, source ("expert", "policy"), exploration noise, environment steps ...
+    last_action: np.ndarray | None = None  # (A,) float32: the command recorded with the last frame, whose result was not; None where there is none
+
+    @property
+    def outcome(self) -> Literal["success", "failure", "unknown"]:
+        """Where it is unknown `success` is all False and means nothing."""
+        if self.info.get("outcome") == UNKNOWN:
+            return UNKNOWN
+        return "success" if self.success[-1] else "failure"
 
 
 def make_features(where: str, episode: Episode, state_names: list[str], action_names: list[str]) -> dict[str, dict]:
