@@ -62,7 +62,6 @@ class Source:
     outcome: str  # how outcomes are known, one line for people: "recorded (next.success)", "unknown: ..."
     limits: tuple[list[float], list[float]] | None = None  # (low, high) of the action, where the source or its controller says so
     gripper: dict | None = None  # {"dimension", "closes": 1 or -1} or {"dimension", "open", "closed"}, where the format says so
-    action_range: Callable[[], tuple[np.ndarray, np.ndarray]] | None = None  # recorded extremes (A,), (A,) of all episodes, for unknown limits
     unusable: list[str] = field(default_factory=list)  # what could not be listed, with its reason; only with skip_bad
     unusable_cameras: dict[str, str] = field(default_factory=dict)  # {camera: why it cannot be taken}; an error only where it is asked for
     notes: list[str] = field(default_factory=list)  # what was read, assumed or ignored, one line each
