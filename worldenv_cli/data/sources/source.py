@@ -65,6 +65,7 @@ class Source:
     unusable: list[str] = field(default_factory=list)  # what could not be listed, with its reason; only with skip_bad
     unusable_cameras: dict[str, str] = field(default_factory=dict)  # {camera: why it cannot be taken}; an error only where it is asked for
     notes: list[str] = field(default_factory=list)  # what was read, assumed or ignored, one line each
+    closing_row: str | None = None  # what the last row of its episodes holds, where a dataset of ours says so
     read_as: dict = field(default_factory=dict)  # the SourceConfig that it was opened with
 
 
@@ -78,7 +79,7 @@ def validated(model: type[Model], data, where: str) -> Model:
     except ValidationError as error:
         wrong = error.errors()[0]
         field = ".".join(str(part) for part in wrong["loc"]) or "the whole"
-        raise UserError(f"{where}: {field} is {repr(wrong['input'])[:60]} ({wrong['msg']}); {AGAIN}") from error
+        raise UserError(f"{where}: {field} is {repr(wrong['input'])[:60]} ({wrong['msg']}); correct it there, or {AGAIN}") from error
 
 
 def check_picture(shape: list[int], where: str, channels: tuple[int, ...]) -> None:

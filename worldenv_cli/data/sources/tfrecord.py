@@ -53,7 +53,7 @@ def read_record(path: Path, offset: int, length: int) -> dict[str, Values]:
 
 def _entry(entry: bytes) -> tuple[str, Values]:
     """One name of the map and its list."""
-    name, feature = next(_fields(entry, 1)).decode(), next(_fields(entry, 2), b"")
+    name, feature = next(_fields(entry, 1), b"").decode(), next(_fields(entry, 2), b"")
     for kind in (1, 2, 3):
         for values in _fields(feature, kind):
             if kind == 1:
