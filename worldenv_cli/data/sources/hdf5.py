@@ -88,9 +88,14 @@ def _hidden(file: Path, folder: Path) -> bool:
 
 
 def has(parent, name: str, where: str) -> bool:
-    """Whether a group has a member of that name; nothing is opened for it."""
+    """Whether a group has a member of that name, or path; the last part of it is not opened."""
+    *groups, last = name.split("/")
+    for part in groups:
+        if not has(parent, part, where):
+            return False
+        parent = group(parent, part, where)
     with reading(where):
-        return parent.get(name, getlink=True) is not None
+        return parent.get(last, getlink=True) is not None
 
 
 def names(parent, where: str) -> list[str]:

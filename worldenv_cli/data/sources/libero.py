@@ -12,10 +12,10 @@ import numpy as np
 
 from ...errors import UserError
 from ..layout import Episode, check_finite
-from . import frames, hdf5
+from . import demonstrations, hdf5
 from .alignment import observed_after
+from .demonstrations import Demonstration, action_columns, are_inputs, left_out
 from .geometry import mujoco_camera
-from .listing import left_out
 from .rewards import Outcomes, by_rewards
 from .robosuite import EnvironmentArguments
 from .source import MIRRORED, Listed, Source, SourceConfig, validated
@@ -28,10 +28,10 @@ STATE_NAMES = {
     "ee_ori": ["rx", "ry", "rz"],
     "gripper_states": ["finger_left", "finger_right"],
 }
-ACTION, ACTION_NAMES = "actions", ["dx", "dy", "dz", "drx", "dry", "drz", "gripper"]
+ACTION_NAMES = ["dx", "dy", "dz", "drx", "dry", "drz", "gripper"]
 MEANING = "dx, dy, dz (m) and drx, dry, drz (rad) move the target of the operational-space controller; gripper -1 opens, +1 closes"
 LIBEROS = {"robot": "panda", "control_hz": 20, "unit": [0.05] * 3 + [0.5] * 3 + [1.0]}  # of every task of LIBERO
-WRITTEN_BY_LIBERO = {"states", "robot_states", "obs/joint_states", "obs/agentview_rgb"}  # what its scripts write beside the actions, and few others
+WRITTEN_BY_LIBERO = ("states", "robot_states", "obs/joint_states", "obs/agentview_rgb")  # what its scripts write beside the actions, and few others
 NO_OP = 1e-4  # of the norm of a step without its gripper: openvla's regenerated sets leave these out
 
 
@@ -45,161 +45,125 @@ class _File:
     has_problem: bool  # LIBERO's own script wrote it, or somebody copied its attributes
     settings: EnvironmentArguments | None
     upside_down: bool
-    after: bool | None = None  # whether observations follow their actions, as the first demonstration that tells says
-    cameras: dict[str, list[int]] = field(default_factory=dict)  # {name in the file: [H, W]} of its first demonstration
-    poses: dict[str, dict] = field(default_factory=dict)
+    after: bool = False  # whether observations follow their actions, as the first demonstration that tells says
+    poses: dict[str, dict] = field(default_factory=dict)  # {name in the file: where the camera stands}
+    aside: list[str] = field(default_factory=list)
+
+    @property
+    def control_hz(self) -> float | None:
+        recorded = self.settings.env_kwargs.control_freq if self.settings else None
+        return recorded or (LIBEROS["control_hz"] if self.is_libero else None)
+
+
+@dataclass
+class _Demo(Demonstration):
+    facts: _File
+    told: bool | None  # whether its own states say that observations follow their actions
+
+    @property
+    def after(self) -> bool:
+        return self.facts.after if self.told is None else self.told
 
 
 def open_libero(path: Path, config: SourceConfig) -> Source:
     """A file, or a folder with one for each task."""
-    files, demos, unusable = [], [], []
-    for file in hdf5.files_of(path):
-        with left_out(unusable, config.skip_bad):
-            facts, found = _list_file(file, config, unusable)
-            files.append(facts)
-            demos += found
-    if not demos:
-        why = f": {unusable[0]}" if unusable else ", expected <task>_demo.hdf5 with data/demo_0 and so on; check the path"
-        raise UserError(f"{path}: no demonstrations{why}")
-    names, size = demos[0].state_names, demos[0].action_size
-    demos = [demo for demo in demos if _fits(demo, names, size, unusable, config.skip_bad)]
-    files = [file for file in files if any(demo.file is file for demo in demos)]
-    outcomes = _outcomes(config, files, demos)
+    unusable: list[str] = []
+    demos = _listed(path, config, unusable)
+    files = list({demo.file: demo.facts for demo in demos}.values())
     known = all(file.is_libero for file in files)
-    cameras, missing = _cameras(files, demos, known)
+    size = demos[0].action_size
+    inputs = known and action_columns(config) == [demonstrations.ACTION] and size == len(ACTION_NAMES) and are_inputs(demos)
+    outcomes = demonstrations.named_by_user(config) or _outcomes(files, demos)
+    names, missing = demonstrations.common_cameras(demos)
     return Source(
         format="libero",
         path=path,
         control_hz=_rate(path, files),
         robot=LIBEROS["robot"] if known else None,
-        state_names=names,
-        action_names=ACTION_NAMES if known and _is_input(config, size) else [f"action_{i}" for i in range(size)],
-        action=_action(files, demos, known, config),
-        cameras=cameras,
-        outcome=outcomes.told,
-        episodes=[Listed(f"{demo.file.path.name}: {demo.name}", demo.file.instruction, demo.steps, (demo,)) for demo in demos],
+        state_names=demos[0].state_names,
+        action_names=ACTION_NAMES if inputs else [f"action_{i}" for i in range(size)],
+        action=_action(files, config) if inputs else {"meaning": f"{config.action or demonstrations.ACTION}, as recorded", "unit": None},
+        cameras={_camera(name): _described(name, demos[0], files, known) for name in names},
+        episodes=[Listed(f"{demo.file.name}: {demo.name}", demo.facts.instruction, demo.steps, (demo,)) for demo in demos],
         read=lambda listed, cameras: _read(listed, cameras, config, outcomes),
-        limits=([-1.0] * size, [1.0] * size) if known and _is_input(config, size) and _are_inputs(demos) else None,
-        gripper={"dimension": size - 1, "closes": 1} if known and _is_input(config, size) else None,
+        outcome=outcomes.told,
+        limits=([-1.0] * size, [1.0] * size) if inputs else None,
+        gripper={"dimension": size - 1, "closes": 1} if inputs else None,
         unusable=unusable,
-        unusable_cameras=missing,
-        notes=_notes(files, demos, config),
+        unusable_cameras={_camera(name): why for name, why in missing.items()},
+        notes=_notes(files, demos, known, inputs),
     )
 
 
-@dataclass
-class _Demo:
-    file: _File
-    name: str
-    steps: int
-    action_size: int
-    state_names: list[str]
-    cameras: dict[str, list[int]]
-    no_cameras: dict[str, str]  # {name: why it cannot be taken}
-    rewards: np.ndarray | None
-    beyond: float  # share of the steps with a number beyond [-1, 1]
-    after: bool | None
-
-    @property
-    def where(self) -> str:
-        return f"{self.file.path}: {self.name}"
+def _listed(path: Path, config: SourceConfig, unusable: list[str]) -> list[_Demo]:
+    demos: list[_Demo] = []
+    for file in hdf5.files_of(path):
+        with left_out(unusable, config.skip_bad):
+            demos += _list_file(file, config, unusable)
+    if not demos:
+        why = f": {unusable[0]}" if unusable else ", expected <task>_demo.hdf5 with data/demo_0 and so on; check the path"
+        raise UserError(f"{path}: no demonstrations{why}")
+    return demonstrations.with_cameras(demonstrations.alike(demos, unusable, config.skip_bad), unusable, config.skip_bad)
 
 
-def _list_file(path: Path, config: SourceConfig, unusable: list[str]) -> tuple[_File, list[_Demo]]:
-    where = str(path)
+def _list_file(path: Path, config: SourceConfig, unusable: list[str]) -> list[_Demo]:
+    where, demos = str(path), []
     with hdf5.opened(path) as file:
         data = hdf5.group(file, hdf5.DEMOS, where)
-        problem = hdf5.json_attribute(data, "problem_info", where)
-        arguments = hdf5.json_attribute(data, "env_args", where)
-        settings = None if arguments is None else validated(EnvironmentArguments, arguments, f"{where}, env_args")
-        instruction = config.instruction or _instruction(path, hdf5.text(data, "bddl_file_name", where), problem)
-        upside_down = hdf5.text(data, "macros_image_convention", where) != "opencv"
-        facts = _File(path, instruction, problem is not None, problem is not None, settings, upside_down)
-        demos = []
+        facts = _facts(path, data, config)
         for name in hdf5.demos(data, where):
             with left_out(unusable, config.skip_bad):
                 demo = hdf5.group(data, name, where)
-                if not facts.is_libero:
-                    facts.is_libero = all(_has(demo, member, f"{where}: {name}") for member in WRITTEN_BY_LIBERO)
                 demos.append(_list_demo(facts, name, demo, config))
-                if not facts.cameras:
-                    facts.cameras, facts.poses = demos[0].cameras, _poses(demos[0], demo)
-    facts.after = next((demo.after for demo in demos if demo.after is not None), facts.has_problem)
-    return facts, demos
+                if len(demos) == 1:
+                    facts.is_libero |= all(hdf5.has(demo, member, where) for member in WRITTEN_BY_LIBERO)
+                    facts.poses = _poses(demos[0], demo)
+                    facts.aside = demonstrations.other_pictures(hdf5.group(demo, "obs", where), where)
+    facts.after = next((demo.told for demo in demos if demo.told is not None), facts.has_problem)
+    return demos
 
 
-def _list_demo(file: _File, name: str, demo, config: SourceConfig) -> _Demo:
-    where = f"{file.path}: {name}"
+def _facts(path: Path, data, config: SourceConfig) -> _File:
+    where = str(path)
+    problem, arguments = (hdf5.json_attribute(data, name, where) for name in ("problem_info", "env_args"))
+    settings = None if arguments is None else validated(EnvironmentArguments, arguments, f"{where}, env_args")
+    instruction = config.instruction or _instruction(path, hdf5.text(data, "bddl_file_name", where), problem)
+    upside_down = hdf5.text(data, "macros_image_convention", where) != "opencv"
+    return _File(path, instruction, problem is not None, problem is not None, settings, upside_down)
+
+
+def _list_demo(facts: _File, name: str, demo, config: SourceConfig) -> _Demo:
+    where = f"{facts.path}: {name}"
     observations = hdf5.group(demo, "obs", where)
-    actions = hdf5.rows(demo, _columns(config.action or ACTION), where)
-    cameras, missing = _pictures(observations, where)
-    joints = [hdf5.array(holder, key, where) for holder, key in ((observations, "joint_states"), (demo, "states")) if _has(holder, key, where)]
+    cameras = demonstrations.colour_names(observations, where, ("_rgb",))
+    if not cameras:
+        found = hdf5.names(observations, where)[:12]
+        raise UserError(f"{where}: no pictures among {found}, expected agentview_rgb; make them with LIBERO's create_dataset.py")
+    state = list(config.state or _default_state(observations, where))
+    joints = [hdf5.array(holder, key, where) for holder, key in ((observations, "joint_states"), (demo, "states")) if hdf5.has(holder, key, where)]
     return _Demo(
-        file,
-        name,
-        len(actions),
-        actions.shape[1],
-        _state_names(observations, config, where),
-        cameras,
-        missing,
-        hdf5.array(demo, "rewards", where) if hdf5.has(demo, "rewards", where) else None,
-        float((np.abs(actions) > 1 + 1e-3).any(1).mean()) if len(actions) else 0.0,
-        observed_after(*joints) if len(joints) == 2 else None,
+        file=facts.path,
+        name=name,
+        **demonstrations.numbers(demo, config, where),
+        state=state,
+        state_names=_state_names(demonstrations.widths(observations, state, where)),
+        cameras={name: cameras[name] for name in sorted(cameras, key=lambda name: (name not in CAMERAS, name))},
+        facts=facts,
+        told=observed_after(*joints) if len(joints) == 2 else None,
     )
 
 
-def _columns(text: str) -> list[str]:
-    return text.split(",")
+def _default_state(observations, where: str) -> tuple[str, ...]:
+    """The hand's pose and its fingers, under one of the names that files have for them."""
+    return next((names for names in STATES if all(hdf5.has(observations, name, where) for name in names)), STATES[0])
 
 
-def _has(holder, path: str, where: str) -> bool:
-    *groups, name = path.split("/")
-    for part in groups:
-        if not hdf5.has(holder, part, where):
-            return False
-        holder = hdf5.group(holder, part, where)
-    return hdf5.has(holder, name, where)
-
-
-def _pictures(observations, where: str) -> tuple[dict[str, list[int]], dict[str, str]]:
-    """({name: [H, W]}, {name: why it cannot be taken}) of what is called a camera."""
-    cameras, missing = {}, {}
-    for name in hdf5.names(observations, where):
-        if frames.no_picture(name):
-            missing[name] = frames.no_picture(name)
-        elif name.endswith("_rgb"):
-            cameras[name] = frames.size_of(hdf5.dataset(observations, name, where).shape, f"{where}, {name}")
-    if not cameras:
-        raise UserError(f"{where}: no pictures among {hdf5.names(observations, where)[:12]}, expected agentview_rgb; make them with LIBERO's create_dataset.py")
-    return {name: cameras[name] for name in sorted(cameras, key=lambda name: (name not in CAMERAS, name))}, missing
-
-
-def _state(observations, config: SourceConfig, where: str) -> list[str]:
-    """The arrays that make up the state: what is asked for, else the hand's pose and its fingers, under one of the names they have."""
-    if config.state:
-        return list(config.state)
-    return list(next((names for names in STATES if all(hdf5.has(observations, name, where) for name in names[:-1])), STATES[0]))
-
-
-def _state_names(observations, config: SourceConfig, where: str) -> list[str]:
+def _state_names(widths: dict[str, int]) -> list[str]:
     names = []
-    for name in _state(observations, config, where):
-        width = int(np.prod(hdf5.dataset(observations, name, where).shape[1:], dtype=object))
+    for name, width in widths.items():
         known = STATE_NAMES.get(name, [])
-        names += known if len(known) == width else [f"{name}_{i}" for i in range(min(width, LARGEST_STATE))]
+        names += known if len(known) == width else [f"{name}_{i}" for i in range(width)]
     return names
-
-
-LARGEST_STATE = 2**16  # numbers of one array: more names than that are not made before the array itself was measured
-
-
-def _fits(demo: _Demo, names: list[str], size: int, unusable: list[str], skip_bad: bool) -> bool:
-    with left_out(unusable, skip_bad):
-        if demo.state_names != names or demo.action_size != size:
-            found = f"{demo.action_size} numbers of action and {len(demo.state_names)} of state ({', '.join(demo.state_names[:12])})"
-            raise UserError(f"{demo.where}: {found}, but {size} and {len(names)} in the first demonstration; ingest them one by one")
-        return True
-    return False
 
 
 def _instruction(path: Path, bddl: str | None, problem: dict | None) -> str:
@@ -214,41 +178,26 @@ def _instruction(path: Path, bddl: str | None, problem: dict | None) -> str:
 
 
 def _rate(path: Path, files: list[_File]) -> float | None:
-    rates = {file.settings and file.settings.env_kwargs.control_freq or (LIBEROS["control_hz"] if file.is_libero else None) for file in files}
+    rates = {file.control_hz for file in files}
     if len(rates) > 1:
         raise UserError(f"{path}: control_freq differs between files ({sorted(rates, key=str)}), expected one rate; ingest them one by one")
     return rates.pop()
 
 
-def _is_input(config: SourceConfig, size: int) -> bool:
-    """Whether the action is what LIBERO's controller took."""
-    return (config.action or ACTION) == ACTION and size == len(ACTION_NAMES)
-
-
-def _are_inputs(demos: list[_Demo]) -> bool:
-    """Single commands beyond the limits are clipped; where a tenth of the steps lies beyond, the numbers are something else."""
-    return sum(demo.beyond * demo.steps for demo in demos) <= 0.1 * sum(demo.steps for demo in demos)
-
-
-def _action(files: list[_File], demos: list[_Demo], known: bool, config: SourceConfig) -> dict:
-    if not known or not _is_input(config, demos[0].action_size):
-        return {"meaning": f"{config.action or ACTION}, as recorded", "unit": None}
-    if not _are_inputs(demos):
-        return {"meaning": "as recorded: no inputs of LIBERO's controller, which lie in [-1, 1]", "unit": None}
+def _action(files: list[_File], config: SourceConfig) -> dict:
     controller = next((file.settings.controller(len(ACTION_NAMES)) for file in files if file.settings), None)
     return {"meaning": MEANING, "unit": controller and controller.unit or LIBEROS["unit"]}
 
 
-def _outcomes(config: SourceConfig, files: list[_File], demos: list[_Demo]) -> Outcomes:
-    if config.success is not None:
-        return Outcomes(f"recorded ({config.success}, named by --success)", config.success, is_flag=True)
-    demonstrations = all(file.has_problem for file in files)
-    if demonstrations and not any(demo.rewards is not None for demo in demos):
+def _outcomes(files: list[_File], demos: list[_Demo]) -> Outcomes:
+    definition = all(file.has_problem for file in files)
+    rewards = [demo.rewards for demo in demos if demo.rewards is not None]
+    if definition and not rewards:
         return Outcomes("demonstrations, by LIBERO's definition: success at the last frame", demonstrations=True)
-    found = by_rewards("rewards", [demo.rewards for demo in demos if demo.rewards is not None], zeros_count=True)
-    if demonstrations and found.column:
-        return Outcomes("recorded (rewards > 0, which LIBERO writes at the end of every demonstration)", found.column, demonstrations=True)
-    return found
+    recorded = by_rewards("rewards", rewards, zeros_count=True)
+    if definition and recorded.column:
+        return Outcomes("recorded (rewards > 0, which LIBERO writes at the end of every demonstration)", recorded.column, demonstrations=True)
+    return recorded
 
 
 def _poses(first: _Demo, demo) -> dict[str, dict]:
@@ -259,74 +208,59 @@ def _poses(first: _Demo, demo) -> dict[str, dict]:
     return {name: mujoco_camera(model, name.removesuffix("_rgb"), size, first.where, mirrored=True) for name, size in first.cameras.items()}
 
 
-def _cameras(files: list[_File], demos: list[_Demo], known: bool) -> tuple[dict[str, dict], dict[str, str]]:
-    """({camera: its description}, {camera: why it cannot be taken}). Where a camera stands is told if it is the same in all files."""
-    missing = {_camera(name): why for demo in demos for name, why in demo.no_cameras.items()}
-    cameras = {}
-    for name in dict.fromkeys(name for demo in demos for name in demo.cameras):
-        count = sum(name in demo.cameras for demo in demos)
-        if count < len(demos):
-            missing[_camera(name)] = f"only {count} of {len(demos)} demonstrations have it"
-            continue
-        poses = [file.poses.get(name, {}) for file in files]
-        pose = poses[0] if all(pose == poses[0] for pose in poses) else {}
-        cameras[_camera(name)] = {"orientation": MIRRORED if known else None, "size": demos[0].cameras[name], **pose}
-    if not cameras:
-        raise UserError(f"{files[0].path.parent}: no camera that all demonstrations have: {missing}; ingest those of one kind together")
-    return cameras, missing
+def _described(name: str, first: _Demo, files: list[_File], known: bool) -> dict:
+    """A camera. Where it stands is told if it is the same in all files."""
+    poses = [file.poses.get(name, {}) for file in files]
+    pose = poses[0] if known and all(pose == poses[0] for pose in poses) else {}
+    return {"orientation": MIRRORED if known else None, "size": first.cameras[name], **pose}
 
 
 def _camera(name: str) -> str:
     return CAMERAS.get(name, name.removesuffix("_rgb"))
 
 
-def _notes(files: list[_File], demos: list[_Demo], config: SourceConfig) -> list[str]:
-    notes = []
+def _notes(files: list[_File], demos: list[_Demo], known: bool, inputs: bool) -> list[str]:
+    notes = list(dict.fromkeys(line for file in files for line in file.aside))
     for after, words in ((True, "after the action of their row, LIBERO's habit"), (False, "before the action of their row")):
-        found = [demo for demo in demos if (demo.file.after if demo.after is None else demo.after) == after]
-        assumed = [demo for demo in found if demo.after is None]
-        if found:
-            how = f", assumed of {len(assumed)} whose states do not tell" if assumed else ", as their states tell"
-            notes.append(f"{len(found)} demonstrations: pictures were taken {words}{how}")
+        count, assumed = (sum(demo.after == after and demo.told in kinds for demo in demos) for kinds in ((True, False, None), (None,)))
+        if count:
+            how = f", assumed of {assumed} whose states do not tell" if assumed else ", as their states tell"
+            notes.append(f"{count} demonstrations: pictures were taken {words}{how}")
     bare = [file for file in files if file.settings is None or file.settings.env_kwargs.control_freq is None]
-    if bare and all(file.is_libero for file in bare):
-        notes.append(f"{bare[0].path.name}: no env_args; {LIBEROS['control_hz']} Hz and the Panda's controller by LIBERO's definition")
-    if not all(file.is_libero for file in files):
+    if known and bare:
+        notes.append(f"{bare[0].path.name}: no control_freq; {LIBEROS['control_hz']} Hz and the Panda's controller by LIBERO's definition")
+    if not known:
         notes.append("not known to be LIBERO's: robot, orientation and gripper are unknown, and pictures are taken as they lie")
-    if _is_input(config, demos[0].action_size) and not _are_inputs(demos):
-        notes.append("more than a tenth of the actions lies beyond [-1, 1]: they are no inputs of LIBERO's controller, and taken as recorded")
+    elif not inputs:
+        notes.append("the actions are no inputs of LIBERO's controller, seven numbers in [-1, 1], and taken as recorded")
     return notes
 
 
 def _read(listed: Listed, cameras, config: SourceConfig, outcomes: Outcomes) -> Episode:
     (found,) = listed.key
-    where, names = found.where, {_camera(name): name for name in found.cameras}
-    after = found.file.after if found.after is None else found.after
-    with hdf5.opened(found.file.path) as file:
+    where, names, after = found.where, {_camera(name): name for name in found.cameras}, found.after
+    with hdf5.opened(found.file) as file:
         demo = hdf5.group(hdf5.group(file, hdf5.DEMOS, where), found.name, where)
         observations = hdf5.group(demo, "obs", where)
-        actions = hdf5.rows(demo, _columns(config.action or ACTION), where)
-        states = hdf5.rows(observations, _state(observations, config, where), where)
-        pictures = {camera: frames.colours(hdf5.array(observations, names[camera], where), f"{where}, {camera}") for camera in cameras}
-        column = outcomes.column
-        told = hdf5.array(demo, column, where) if column and (config.success or hdf5.has(demo, column, where)) else None
-    length = hdf5.same_length(where, {"actions": actions, "state": states} | pictures | ({} if told is None else {column: told}))
+        actions, states = hdf5.rows(demo, action_columns(config), where), hdf5.rows(observations, found.state, where)
+        told = demonstrations.outcome_column(demo, outcomes, config, where)
+        shown = demonstrations.read_pictures({camera: hdf5.array(observations, names[camera], where) for camera in cameras}, where)
+    length = hdf5.same_length(where, {"actions": actions, "state": states} | shown | told)
     if length < 2 + after:
         why = ": the first one has no picture before it" if after else ", with a picture before and after an action"
         raise UserError(f"{where}: {length} steps, expected {'three' if after else 'two'} at least{why}; leave it out")
     check_finite(where, "actions", actions)
     check_finite(where, "state", states)
-    success, info = outcomes.of(where, told if told is None else told[int(after) :], length)
+    success, info = outcomes.of(where, told[outcomes.column][int(after) :] if told else None, length)
     played, before = (actions[1:], actions[:-1]) if after else (actions[:-1], actions[[0, *range(length - 2)]])
     kept = _kept(played, before, where) if config.drop_no_ops else np.arange(length)
-    success = success[kept] | (np.arange(len(kept)) == len(kept) - 1) & success[-1]
-    turned = slice(None, None, -1 if found.file.is_libero and found.file.upside_down else None)
-    mirrored = slice(None, None, -1 if found.file.is_libero else None)
+    turn = slice(None, None, -1 if found.facts.is_libero and found.facts.upside_down else None)
+    mirror = slice(None, None, -1 if found.facts.is_libero else None)
     return Episode(
-        frames={camera: np.ascontiguousarray(shown[kept][:, turned, mirrored]) for camera, shown in pictures.items()},
+        frames={camera: np.ascontiguousarray(pictures[kept][:, turn, mirror]) for camera, pictures in shown.items()},
         states=states[kept].astype(np.float32),
         actions=played[kept[1:] - 1].astype(np.float32),
-        success=success,
+        success=np.append(success[kept[:-1]], success[-1]),
         instruction=listed.instruction,
         info={"task": listed.instruction, "source": "libero", "steps": kept.tolist() if config.drop_no_ops else None, **info},
         last_action=None if after else actions[-1].astype(np.float32),

@@ -19,8 +19,8 @@ from ...errors import UserError
 from ..layout import Episode, check_finite
 from ..pictures import decoded, room_for
 from . import frames
+from .demonstrations import left_out
 from .libero import ACTION_NAMES, LIBEROS, MEANING
-from .listing import left_out
 from .rewards import Outcomes, by_rewards
 from .rlds_features import Feature, numbers, step_features
 from .source import LARGEST, MIRRORED, Listed, Source, SourceConfig
@@ -51,7 +51,8 @@ def open_rlds(path: Path, config: SourceConfig) -> Source:
     shards = _shards(folder, config.filter_key, notes)
     state = [_numbers_called(name, ("observation/", ""), features, folder, "--state") for name in config.state or ("state",)]
     action = [_numbers_called(name, ("", "action/"), features, folder, "--action") for name in (config.action or "action").split(",")]
-    cameras, missing = _cameras(features)
+    cameras, aside = _cameras(features)
+    missing: dict[str, str] = {}
     instructions = [name for wanted in INSTRUCTIONS for name in features if name.rpartition("/")[2] == wanted and features[name].kind == "text"]
     columns = _Columns(features, state, action, cameras, {}, instructions)
     episodes, rewards, beyond, unusable = _listed(shards, columns, config)
@@ -62,7 +63,7 @@ def open_rlds(path: Path, config: SourceConfig) -> Source:
     libero = _is_libero(folder, shards, columns)
     inputs = libero and beyond <= 0.1
     outcomes = _outcomes(config, features, rewards)
-    notes += _notes(folder, shards, episodes, libero, inputs)
+    notes += aside + _notes(folder, shards, episodes, libero, inputs)
     return Source(
         format="rlds",
         path=folder,
@@ -147,9 +148,9 @@ def _numbers_called(name: str, places: Sequence[str], features: dict[str, Featur
     return found
 
 
-def _cameras(features: dict[str, Feature]) -> tuple[dict[str, str], dict[str, str]]:
-    """({camera: name in a record}, {camera: why it cannot be taken}); pictures can be stored as such, or as plain numbers."""
-    cameras, missing = {}, {}
+def _cameras(features: dict[str, Feature]) -> tuple[dict[str, str], list[str]]:
+    """({camera: name in a record}, one line for each that is none of colours); pictures can be stored as such, or as plain numbers."""
+    cameras, aside = {}, []
     for name, feature in features.items():
         pixels = feature.kind == "numbers" and len(feature.shape) == 3 and feature.shape[-1] in (3, 4) and feature.dtype == "uint8"
         if feature.kind == "picture" or pixels:
@@ -157,12 +158,12 @@ def _cameras(features: dict[str, Feature]) -> tuple[dict[str, str], dict[str, st
             camera = camera if camera not in cameras else name.removeprefix("observation/").replace("/", ".")
             channels = feature.shape[-1] if len(feature.shape) == 3 else None
             if frames.no_picture(name):
-                missing[camera] = frames.no_picture(name)
+                aside.append(f"{camera} is left aside: {frames.no_picture(name)}")
             elif feature.dtype != "uint8" or channels not in (1, 3, 4) or any(side is not None and side > LARGEST for side in feature.shape[:2]):
-                missing[camera] = f"{list(feature.shape)} of {feature.dtype}, no colours of eight bits"
+                aside.append(f"{camera} is left aside: {list(feature.shape)} of {feature.dtype}, no colours of eight bits")
             else:
                 cameras[camera] = name
-    return cameras, missing
+    return cameras, aside
 
 
 def _measure_cameras(columns: _Columns, missing: dict[str, str], first: Listed) -> None:

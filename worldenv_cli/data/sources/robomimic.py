@@ -10,43 +10,26 @@ import numpy as np
 
 from ...errors import UserError
 from ..layout import Episode, check_finite
-from . import frames, hdf5
+from . import demonstrations, frames, hdf5
+from .demonstrations import Demonstration, action_columns, are_inputs, left_out
 from .geometry import robosuite_camera
-from .listing import left_out
 from .rewards import Outcomes, by_rewards
 from .robosuite import Controller, EnvironmentArguments
 from .source import UPRIGHT, Listed, Source, SourceConfig, validated
 
-ACTION = "actions"
 ARM = re.compile(r"(robot\d+_(?:right_|left_)?)(eef_pos|eef_quat|gripper_qpos)")  # what is known of each arm
 PARTS = ("eef_pos", "eef_quat", "gripper_qpos")
 MAKE_PICTURES = "python dataset_states_to_obs.py --dataset {} --output_name image.hdf5 --done_mode 2 --camera_names agentview robot0_eye_in_hand"
-LARGEST_STATE = 2**16  # names of one array's numbers that are made before the array itself was measured
 
 
 @dataclass
-class _Demo:
-    """What is known of one demonstration before its pictures are read."""
-
-    file: Path
-    name: str
-    steps: int
+class _Demo(Demonstration):
     instruction: str
-    cameras: dict[str, list[int]]  # {name in the file: [H, W]}
-    no_cameras: dict[str, str]  # {name: why it cannot be taken}
-    state: list[str]
-    state_names: list[str]
-    action_size: int
-    beyond: float  # share of the steps with a number beyond the limits of a normalized input
-    rewards: np.ndarray | None
     settings: EnvironmentArguments
 
     @property
-    def where(self) -> str:
-        return f"{self.file}: {self.name}"
-
-    @property
     def schema(self) -> dict[str, object]:
+        """What has to be alike in several files that are read as one source."""
         controller = self.settings.controller(self.action_size)
         return {
             "state": self.state_names,
@@ -60,11 +43,12 @@ class _Demo:
 
 def open_robomimic(path: Path, config: SourceConfig) -> Source:
     """A file, or a folder of files of one kind."""
-    demos, notes, unusable = _listed(path, config)
+    unusable: list[str] = []
+    demos, notes = _listed(path, config, unusable)
     first = demos[0]
     controller = _controller(demos, config)
-    outcomes = _outcomes(config, demos)
-    cameras, missing = _cameras(demos)
+    outcomes = demonstrations.named_by_user(config) or _outcomes(demos)
+    names, missing = demonstrations.common_cameras(demos)
     return Source(
         format="robomimic",
         path=path,
@@ -72,56 +56,46 @@ def open_robomimic(path: Path, config: SourceConfig) -> Source:
         robot=first.settings.robot,
         state_names=first.state_names,
         action_names=controller.names if controller else _action_names(config, first.action_size),
-        action={"meaning": _meaning(demos, controller, config), "unit": controller.unit if controller else None},
-        cameras=cameras,
-        outcome=outcomes.told,
+        action={"meaning": _meaning(first.settings, controller, config), "unit": controller.unit if controller else None},
+        cameras=_cameras(first, names),
         episodes=[Listed(f"{demo.file.name}: {demo.name}", demo.instruction, demo.steps, (demo,)) for demo in demos],
         read=lambda listed, cameras: _read(listed, cameras, config, outcomes),
+        outcome=outcomes.told,
         limits=controller.limits if controller else None,
         gripper={"dimension": 6, "closes": 1} if controller and first.action_size == 7 else None,
         unusable=unusable,
-        unusable_cameras=missing,
+        unusable_cameras={_camera(name): why for name, why in missing.items()},
         notes=notes + _notes(demos, controller, config),
     )
 
 
-def _listed(path: Path, config: SourceConfig) -> tuple[list[_Demo], list[str], list[str]]:
-    """(the demonstrations, notes, what was left out). Of a folder, files without pictures are passed over where others have some."""
-    files, unusable, bare = hdf5.files_of(path), [], []
+def _listed(path: Path, config: SourceConfig, unusable: list[str]) -> tuple[list[_Demo], list[str]]:
+    """(the demonstrations, notes). Of a folder, files without pictures are passed over where others have some."""
     found: dict[Path, list[_Demo]] = {}
-    for file in files:
+    bare: list[Path] = []
+    for file in hdf5.files_of(path):
         with left_out(unusable, config.skip_bad):
             demos = _list_file(file, config, unusable)
-            if demos and not any(demo.cameras for demo in demos):
-                bare.append(file)
-            elif demos:
+            if any(demo.cameras for demo in demos):
                 found[file] = demos
+            elif demos:
+                bare.append(file)
+    if not found and bare:
+        raise UserError(f"{bare[0]}: no pictures in it, which a dataset needs; let robomimic make them: {MAKE_PICTURES.format(bare[0].name)}")
     if not found:
-        if bare:
-            raise UserError(f"{bare[0]}: no pictures in it, which a dataset needs; let robomimic make them: {MAKE_PICTURES.format(bare[0].name)}")
         why = f": {unusable[0]}" if unusable else ", expected data/demo_0 and so on; check the path and --filter-key"
         raise UserError(f"{path}: no demonstrations{why}")
     first = next(iter(found.values()))[0]
     for file, demos in found.items():
-        field = next((field for field, value in first.schema.items() if demos[0].schema[field] != value), None)
-        if field:
+        other = next((field for field, value in first.schema.items() if demos[0].schema[field] != value), None)
+        if other:
             there = sorted(file.relative_to(path).as_posix() for file in found)
-            raise UserError(f"{path}: {field} of {file.name} is not that of {first.file.name}, expected files of one kind; give one of {there}")
-    notes = [f"{file.name}: left aside, no pictures in it" for file in bare]
+            raise UserError(f"{path}: {other} of {file.name} is not that of {first.file.name}, expected files of one kind; give one of {there}")
+    notes = [f"{file.name} is left aside: no pictures in it" for file in bare]
     if len(found) > 1:
         notes.append(f"{len(found)} files of one kind: {', '.join(sorted(file.name for file in found))}")
-    kept = [demo for demos in found.values() for demo in demos if _fits(demo, first, unusable, config.skip_bad)]
-    return kept, notes, unusable
-
-
-def _fits(demo: _Demo, first: _Demo, unusable: list[str], skip_bad: bool) -> bool:
-    with left_out(unusable, skip_bad):
-        for field in ("state", "numbers of action"):
-            if demo.schema[field] != first.schema[field]:
-                told = f"{field} is {demo.schema[field]}, but {first.schema[field]} in {first.name}"
-                raise UserError(f"{demo.where}: {told}; leave it out, or choose with --state")
-        return True
-    return False
+    demos = demonstrations.alike([demo for demos in found.values() for demo in demos], unusable, config.skip_bad)
+    return demonstrations.with_cameras(demos, unusable, config.skip_bad), notes
 
 
 def _list_file(path: Path, config: SourceConfig, unusable: list[str]) -> list[_Demo]:
@@ -154,23 +128,18 @@ def _filtered(file, data, path: Path, key: str | None) -> list[str]:
 
 def _list_demo(path: Path, name: str, demo, settings: EnvironmentArguments, config: SourceConfig) -> _Demo:
     where = f"{path}: {name}"
-    actions = hdf5.rows(demo, (config.action or ACTION).split(","), where)
     observations = hdf5.group(demo, "obs", where) if hdf5.has(demo, "obs", where) else None
-    cameras, missing = _pictures(observations, where) if observations is not None else ({}, {})
+    cameras = {} if observations is None else demonstrations.colour_names(observations, where, ("_image", "_rgb")) or _unnamed(observations, where)
     state = _state(observations, settings, config, where) if cameras else []
     return _Demo(
-        path,
-        name,
-        len(actions),
-        config.instruction or _instruction(demo, where),
-        cameras,
-        missing,
-        state,
-        _state_names(observations, state, where) if cameras else [],
-        actions.shape[1],
-        float((np.abs(actions) > 1 + 1e-3).any(1).mean()) if len(actions) else 0.0,
-        hdf5.array(demo, "rewards", where) if hdf5.has(demo, "rewards", where) else None,
-        settings,
+        file=path,
+        name=name,
+        **demonstrations.numbers(demo, config, where),
+        state=state,
+        state_names=_state_names(observations, state, where) if cameras else [],
+        cameras=cameras,
+        instruction=config.instruction or _instruction(demo, where),
+        settings=settings,
     )
 
 
@@ -179,20 +148,15 @@ def _instruction(demo, where: str) -> str:
     return str((hdf5.json_attribute(demo, "ep_meta", where) or {}).get("lang") or "")
 
 
-def _pictures(observations, where: str) -> tuple[dict[str, list[int]], dict[str, str]]:
-    """({name: [H, W]}, {name: why it cannot be taken}): what is called an image, or holds eight-bit numbers in the shape of pictures."""
-    cameras, missing = {}, {}
+def _unnamed(observations, where: str) -> dict[str, list[int]]:
+    """Arrays that look like pictures, in files where none is called so; what cannot be looked at was not asked for."""
+    cameras = {}
     for name in hdf5.names(observations, where):
-        if frames.no_picture(name):
-            missing[_camera(name)] = frames.no_picture(name)
-        elif name.endswith(("_image", "_rgb")):
-            cameras[name] = frames.size_of(hdf5.dataset(observations, name, where).shape, f"{where}, {name}")
-        else:
-            with suppress(UserError):  # what is not called a picture is looked at, but not asked for
-                found = hdf5.dataset(observations, name, where)
-                if frames.looks_like_pictures(found.shape, found.dtype):
-                    cameras[name] = frames.size_of(found.shape, f"{where}, {name}")
-    return cameras, missing
+        with suppress(UserError):
+            array = hdf5.dataset(observations, name, where)
+            if frames.looks_like_pictures(array.shape, array.dtype) and not frames.no_picture(name):
+                cameras[name] = frames.size_of(array.shape, where)
+    return cameras
 
 
 def _camera(name: str) -> str:
@@ -215,74 +179,60 @@ def _state(observations, settings: EnvironmentArguments, config: SourceConfig, w
 
 def _state_names(observations, state: Sequence[str], where: str) -> list[str]:
     """A name for each number; robot0 is not named where it is the only one."""
-    widths = {name: int(np.prod(hdf5.dataset(observations, name, where).shape[1:], dtype=object)) for name in state}
-    alone = not any(re.match(r"robot[1-9]", name) for name in [*state, *hdf5.names(observations, where)])
-    return [f"{name.removeprefix('robot0_') if alone else name}_{i}" for name in state for i in range(min(widths[name], LARGEST_STATE))]
+    widths = demonstrations.widths(observations, state, where)
+    alone = not any(re.match(r"robot[1-9]", name) for name in hdf5.names(observations, where))
+    return [f"{name.removeprefix('robot0_') if alone else name}_{i}" for name in state for i in range(widths[name])]
 
 
 def _controller(demos: Sequence[_Demo], config: SourceConfig) -> Controller | None:
     """What took the actions; None where they are not its input: other columns, or numbers that lie beyond it."""
     controller = demos[0].settings.controller(demos[0].action_size)
-    if (config.action or ACTION) != ACTION or controller is None or (not controller.absolute and not _are_inputs(demos)):
+    if action_columns(config) != [demonstrations.ACTION] or controller is None or (not controller.absolute and not are_inputs(demos)):
         return None
     return controller
 
 
-def _are_inputs(demos: Sequence[_Demo]) -> bool:
-    """Single commands beyond the limits are clipped; where a tenth of the steps lies beyond, the numbers are something else."""
-    return sum(demo.beyond * demo.steps for demo in demos) <= 0.1 * sum(demo.steps for demo in demos)
-
-
 def _action_names(config: SourceConfig, size: int) -> list[str]:
-    columns = (config.action or ACTION).split(",")
-    name = columns[0].rpartition("/")[2] if len(columns) == 1 and columns[0] != ACTION else "action"
+    columns = action_columns(config)
+    name = columns[0].rpartition("/")[2] if len(columns) == 1 and columns != [demonstrations.ACTION] else "action"
     return [f"{name}_{i}" for i in range(size)]
 
 
-def _meaning(demos: Sequence[_Demo], controller: Controller | None, config: SourceConfig) -> str:
-    task = demos[0].settings.env_name or "the environment"
+def _meaning(settings: EnvironmentArguments, controller: Controller | None, config: SourceConfig) -> str:
     if controller is None:
-        return f"{config.action or ACTION}, as recorded"
-    kind = controller.arms[0].get("type")
+        return f"{config.action or demonstrations.ACTION}, as recorded"
+    task, kind = settings.env_name or "the environment", controller.arms[0].get("type")
     if controller.absolute:
         return f"absolute poses for {task}'s controller ({kind}), in metres and radians; gripper -1 opens, +1 closes"
     return f"input of {task}'s controller ({kind}); gripper -1 opens, +1 closes"
 
 
-def _outcomes(config: SourceConfig, demos: Sequence[_Demo]) -> Outcomes:
-    if config.success is not None:
-        return Outcomes(f"recorded ({config.success}, named by --success)", config.success, is_flag=True)
+def _outcomes(demos: Sequence[_Demo]) -> Outcomes:
     rewards = [demo.rewards for demo in demos if demo.rewards is not None]
     return by_rewards("rewards", rewards, zeros_count=demos[0].settings.is_robosuite)
 
 
-def _cameras(demos: Sequence[_Demo]) -> tuple[dict[str, dict], dict[str, str]]:
-    """({camera: its description}, {camera: why it cannot be taken})."""
-    first, cameras = demos[0], {}
-    missing = {name: why for demo in demos for name, why in demo.no_cameras.items()}
+def _cameras(first: _Demo, names: Sequence[str]) -> dict[str, dict]:
+    """{camera: its description}"""
     with hdf5.opened(first.file) as file:
         demo = hdf5.group(hdf5.group(file, hdf5.DEMOS, first.where), first.name, first.where)
         known = hdf5.json_attribute(demo, "camera_info", first.where) or {}
-    for name in dict.fromkeys(name for demo in demos for name in demo.cameras):
-        count = sum(name in demo.cameras for demo in demos)
-        if count < len(demos):
-            missing[_camera(name)] = f"only {count} of {len(demos)} demonstrations have it"
-            continue
-        pose = {}
-        if known.get(_camera(name)) is not None and "hand" not in name:  # those of a camera on the hand change with the hand
-            pose = robosuite_camera(known[_camera(name)], f"{first.where}, camera_info, {_camera(name)}")
-        cameras[_camera(name)] = {"orientation": UPRIGHT if first.settings.is_robosuite else None, "size": first.cameras[name], **pose}
-    if not cameras:
-        raise UserError(f"{first.file.parent}: no camera that all demonstrations have: {missing}; ingest those of one kind together")
-    return cameras, missing
+    cameras = {}
+    for name in names:
+        camera, pose = _camera(name), {}
+        if known.get(camera) is not None and "hand" not in camera:  # where a camera on the hand stands changes with the hand
+            pose = robosuite_camera(known[camera], f"{first.where}, camera_info, {camera}")
+        cameras[camera] = {"orientation": UPRIGHT if first.settings.is_robosuite else None, "size": first.cameras[name], **pose}
+    return cameras
 
 
 def _notes(demos: Sequence[_Demo], controller: Controller | None, config: SourceConfig) -> list[str]:
     first = demos[0]
-    notes = []
+    with hdf5.opened(first.file) as file:
+        notes = demonstrations.other_pictures(hdf5.group(file, f"{hdf5.DEMOS}/{first.name}/obs", first.where), first.where)
     if not first.settings.is_robosuite:
         notes.append("env_args names no controller of robosuite's: orientation and gripper are unknown, and what the action's numbers mean")
-    if (config.action or ACTION) == ACTION and controller is None and not _are_inputs(demos):
+    if action_columns(config) == [demonstrations.ACTION] and controller is None and not are_inputs(demos):
         notes.append("more than a tenth of the actions lies beyond [-1, 1]: they are no normalized inputs of a controller, and taken as recorded")
     if config.state is None and len(first.settings.robots) > 1:
         notes.append(f"{len(first.settings.robots)} robots: the state holds {', '.join(first.state)}")
@@ -294,26 +244,24 @@ def _read(listed: Listed, cameras: Sequence[str], config: SourceConfig, outcomes
     where, names = found.where, {_camera(name): name for name in found.cameras}
     with hdf5.opened(found.file) as file:
         demo = hdf5.group(hdf5.group(file, hdf5.DEMOS, where), found.name, where)
-        actions = hdf5.rows(demo, (config.action or ACTION).split(","), where)
+        actions = hdf5.rows(demo, action_columns(config), where)
         before = hdf5.group(demo, "obs", where)
         after = hdf5.group(demo, "next_obs", where) if hdf5.has(demo, "next_obs", where) else None
-        pictures = {camera: frames.colours(_with_last(before, after, names[camera], where), f"{where}, {camera}") for camera in cameras}
+        shown = demonstrations.read_pictures({camera: _with_last(before, after, names[camera], where) for camera in cameras}, where)
         states = {name: _with_last(before, after, name, where) for name in found.state}
-        column = outcomes.column
-        told = hdf5.array(demo, column, where) if column and (config.success or hdf5.has(demo, column, where)) else None
-    steps = hdf5.same_length(where, {"actions": actions} | ({} if told is None else {column: told}))
-    shown = hdf5.same_length(where, pictures | states)
-    if shown - (after is not None) != steps:
-        raise UserError(f"{where}: {shown - (after is not None)} observations for {steps} actions; convert it again or leave it out")
-    played = shown - 1  # without next_obs nobody saw what the last action led to
+        told = demonstrations.outcome_column(demo, outcomes, config, where)
+    steps, observed = hdf5.same_length(where, {"actions": actions} | told), hdf5.same_length(where, shown | states)
+    if observed - (after is not None) != steps:
+        raise UserError(f"{where}: {observed - (after is not None)} observations for {steps} actions; convert it again or leave it out")
+    played = observed - 1  # without next_obs nobody saw what the last action led to
     if played < 1:
         raise UserError(f"{where}: {steps} steps, expected one at least with a picture after it; leave it out")
-    state = np.concatenate([values.reshape(shown, -1) for values in states.values()], 1)
+    state = np.concatenate([values.reshape(observed, -1) for values in states.values()], 1)
     check_finite(where, "actions", actions)
     check_finite(where, "state", state)
-    success, info = outcomes.of(where, told, shown)
+    success, info = outcomes.of(where, told.get(outcomes.column), observed)
     return Episode(
-        frames=pictures,
+        frames=shown,
         states=state.astype(np.float32),
         actions=actions[:played].astype(np.float32),
         success=success,
