@@ -123,7 +123,9 @@ def _stretched(names: Sequence[str], low: np.ndarray, high: np.ndarray, sample: 
         if width > 0 and high[i] - low[i] > STRETCHED * width:
             largest = low[i] if abs(low[i]) > abs(high[i]) else high[i]
             share = 100 * (1 - 2 * rare / len(sample))
-            lines.append(f"action {name}: {share:.1f} % within [{inner_low[i]:.3g}, {inner_high[i]:.3g}], largest {largest:.3g}: it stretches the range")
+            lines.append(
+                f"action {name}: {share:.1f} % within [{inner_low[i]:.3g}, {inner_high[i]:.3g}], largest {largest:.3g}: it stretches the range"
+            )
     return lines
 
 
