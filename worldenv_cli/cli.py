@@ -44,7 +44,9 @@ ControlHz = Annotated[
 ]
 Outcome = Annotated[str | None, typer.Option(metavar="success|failure", help="Of every episode whose outcome is not recorded; else it is unknown.")]
 Success = Annotated[str | None, typer.Option(metavar="COLUMN|FILE", help="Where outcomes are: a column of the source, a CSV or JSON of episodes.")]
-Gripper = Annotated[str | None, typer.Option(metavar="'1 opens'|'1 closes'", help="What the action's last number does, where the source does not say.")]
+Gripper = Annotated[
+    str | None, typer.Option(metavar="'1 opens'|'1 closes'", help="What the action's last number does, where the source does not say.")
+]
 FilterKey = Annotated[str | None, typer.Option(help="robomimic: only the demonstrations of this mask.")]
 
 
@@ -210,7 +212,7 @@ def pool(
 ):
     """Runs of several training seeds -> one report."""
     with _told(debug):
-        from .evaluation.pool import pool_runs, publish_pool
+        from .evaluation.pool import publish_pool
         from .hub import resolve
 
         publish_pool(out, [resolve(run) for run in runs])

@@ -51,19 +51,18 @@ class Episode:
         return "success" if self.success[-1] else "failure"
 
 
-def make_features(where: str, episode: Episode, state_names: list[str], action_names: list[str], *, outcomes: bool = True) -> dict[str, dict]:
-    """The "features" of info.json, in the order of the columns; this episode's pictures set the shapes that all others must have.
-
-    Without `outcomes` there is no next.success, which other tools would read as failures.
-    """
+def make_features(where: str, episode: Episode, state_names: list[str], action_names: list[str]) -> dict[str, dict]:
+    """The "features" of info.json, in the order of the columns; this episode's pictures set the shapes that all others must have."""
     features = {}
     for camera, frames in episode.frames.items():
         if "/" in camera or frames.ndim != 4 or frames.shape[3] != 3:
-            raise UserError(f"{where}, camera {camera!r}: pictures {frames.shape}, expected (T+1, H, W, 3) and no / in the name; rename it: --cameras")
+            raise UserError(
+                f"{where}, camera {camera!r}: pictures {frames.shape}, expected (T+1, H, W, 3) and no / in the name; rename it: --cameras"
+            )
         features[CAMERA + camera] = {"dtype": "image", "shape": list(frames.shape[1:]), "names": ["height", "width", "channel"]}
     features["observation.state"] = {"dtype": "float32", "shape": [len(state_names)], "names": state_names}
     features["action"] = {"dtype": "float32", "shape": [len(action_names)], "names": action_names}
-    scalars = ({"next.success": "bool"} if outcomes else {}) | {"next.done": "bool", **INDICES}
+    scalars = {"next.success": "bool", "next.done": "bool", **INDICES}
     return features | {name: {"dtype": dtype, "shape": [1], "names": None} for name, dtype in scalars.items()}
 
 
@@ -80,7 +79,9 @@ def check_episode(where: str, episode: Episode, features: dict[str, dict]) -> No
     for name, values in found.items():
         shape = (steps + (name != "action"), *(features[name]["shape"] if name in features else ()))
         if values.shape != shape:
-            raise UserError(f"{where}, {name}: shape {values.shape}, expected {shape} ({steps} actions; names and sizes are those of the first episode)")
+            raise UserError(
+                f"{where}, {name}: shape {values.shape}, expected {shape} ({steps} actions; names and sizes are those of the first episode)"
+            )
         if name in cameras and values.dtype != np.uint8:
             raise UserError(f"{where}, {name}: pictures of {values.dtype}, expected uint8 in 0..255; convert them")
     check_finite(where, "observation.state", episode.states)

@@ -25,7 +25,9 @@ def flags(where: str, name: str, values: np.ndarray) -> np.ndarray:
     values = np.asarray(values)
     values = values.reshape(len(values), -1) if values.ndim else values[None, None]
     if values.dtype.kind not in "biuf" or values.shape[1] != 1:
-        raise UserError(f"{where}, {name}: {values.dtype} of {values.shape[1]} a row, expected one flag, or a number 0 or 1; tell outcomes with --success")
+        raise UserError(
+            f"{where}, {name}: {values.dtype} of {values.shape[1]} a row, expected one flag, or a number 0 or 1; tell outcomes with --success"
+        )
     wrong = np.flatnonzero(~np.isin(values[:, 0], (0, 1)))
     if len(wrong):
         raise UserError(f"{where}, {name}: {values[wrong[0], 0]} in row {wrong[0]}, expected 0 or 1; tell outcomes with --success")
@@ -95,7 +97,9 @@ def read_labels(path: Path, control_hz: float | None) -> dict[str, Label]:
         text = path.read_text(encoding="utf-8-sig")
         rows = _json_rows(json.loads(text)) if path.suffix == ".json" else list(csv.DictReader(text.splitlines(), skipinitialspace=True))
     except (ValueError, TypeError, csv.Error) as error:
-        raise UserError(f"--success {path}: cannot be read ({str(error).splitlines()[0]}); expected CSV or JSON with the columns episode and success") from error
+        raise UserError(
+            f"--success {path}: cannot be read ({str(error).splitlines()[0]}); expected CSV or JSON with the columns episode and success"
+        ) from error
     labels: dict[str, Label] = {}
     for number, row in enumerate(rows, 1):
         where = f"--success {path}: row {number}"
@@ -138,6 +142,11 @@ def of_names(path: str, names: Sequence[str], labels: dict[str, Label]) -> dict[
             told = "not in the source" if alias not in called else f"the name of {len(called[alias])} episodes"
             raise UserError(f"--success: episode {alias!r} is {told} ({path}, which holds {', '.join(map(repr, names[:3]))} ...); use such names")
     return {called[alias][0]: told for alias, told in labels.items()}
+
+
+def known(episodes: Sequence[Episode]) -> list[Episode]:
+    """Those of which it is known what became of them: nothing that learns or measures success may see others."""
+    return [episode for episode in episodes if episode.outcome != UNKNOWN]
 
 
 def counted(outcomes: Sequence[str]) -> str:

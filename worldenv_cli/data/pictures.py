@@ -35,7 +35,9 @@ def room_for(where: str, count: int, height: int, width: int) -> np.ndarray:
     """(count, height, width, 3) uint8, not set. Raises UserError where this machine's memory does not hold them."""
     size = count * height * width * 3
     if size > psutil.virtual_memory().available:
-        raise UserError(f"{where}: {count:,} pictures of {height} x {width} take {size / 2**30:,.0f} GiB, more memory than is free; leave the episode out")
+        raise UserError(
+            f"{where}: {count:,} pictures of {height} x {width} take {size / 2**30:,.0f} GiB, more memory than is free; leave the episode out"
+        )
     return np.empty((count, height, width, 3), np.uint8)
 
 

@@ -125,7 +125,9 @@ SAME_WHERE_KNOWN: dict[str, Fact] = {
     "robot": lambda source, cameras: source.robot,
     "gripper": lambda source, cameras: source.gripper,
     "orientation of cameras": lambda source, cameras: (
-        None if any(source.cameras[camera]["orientation"] is None for camera in cameras) else {camera: source.cameras[camera]["orientation"] for camera in cameras}
+        None
+        if any(source.cameras[camera]["orientation"] is None for camera in cameras)
+        else {camera: source.cameras[camera]["orientation"] for camera in cameras}
     ),
 }
 

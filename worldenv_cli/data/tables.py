@@ -68,7 +68,9 @@ def read_table(path: Path, columns: list[str], optional: tuple[str, ...] = (), g
         present = file.schema_arrow.names
         missing = sorted(set(columns) - set(present))
         if missing:
-            raise UserError(f"{path}: no column {missing} among {present[:20]}; expected it there, or choose others with --state, --action and --cameras")
+            raise UserError(
+                f"{path}: no column {missing} among {present[:20]}; expected it there, or choose others with --state, --action and --cameras"
+            )
         wanted = [*columns, *(column for column in optional if column in present and column not in columns)]
         return file.read(wanted) if groups is None else file.read_row_groups(groups, wanted)
 
@@ -134,7 +136,9 @@ def read_numbers(where: str, column: pa.ChunkedArray, name: str, shape: list[int
     return values
 
 
-def read_pictures(where: str, path: Path, name: str, rows: np.ndarray, groups: range, begin: int, size: tuple[int, int], beside: Callable) -> np.ndarray:
+def read_pictures(
+    where: str, path: Path, name: str, rows: np.ndarray, groups: range, begin: int, size: tuple[int, int], beside: Callable
+) -> np.ndarray:
     """(len(rows), H, W, 3) uint8 of a column of pictures, a few of them in memory as they lie in the file.
 
     `rows` are numbers of rows in the file, ascending; `groups` the row groups that hold them, of which the first one begins at row `begin`.

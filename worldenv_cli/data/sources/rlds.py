@@ -17,6 +17,7 @@ from PIL import Image
 
 from ...errors import UserError
 from ..layout import Episode, check_finite
+<<<<<<< HEAD
 from ..pictures import decoded, room_for
 from . import frames
 from .demonstrations import left_out
@@ -25,6 +26,12 @@ from .rewards import Outcomes, by_rewards
 from .rlds_features import Feature, numbers, step_features
 from .source import LARGEST, MIRRORED, Listed, Source, SourceConfig
 from .tfrecord import Values, read_record, records
+=======
+from ..outcomes import rewarded, so_far
+from ..pictures import decoded
+from .source import MIRRORED, Listed, Source, SourceConfig, check_picture, validated
+from .tfrecord import read_record, records
+>>>>>>> part-A
 
 SHARD = re.compile(r"(?P<dataset>.+)-(?P<split>\w+)\.tfrecord(?:-(?P<number>\d+)-of-(?P<count>\d+))?")
 VERSION = re.compile(r"\d+(\.\d+)*")

@@ -74,7 +74,9 @@ def _places(path: Path, info: Info, filmed: Sequence[str], config: SourceConfig)
     video = [f"videos/{name}/{key}" for name in filmed for key in (*keys, "to_timestamp")]
     rows = read_rows(path, (), ("tasks", "length", "data/chunk_index", "data/file_index", "worldenv_info", *video))
     if info.total_episodes not in (None, len(rows)) and not config.skip_bad:
-        raise UserError(f"{path}/meta/episodes: {len(rows)} episodes, expected {info.total_episodes} as {INFO} says; {AGAIN}, or take those: --skip-bad")
+        raise UserError(
+            f"{path}/meta/episodes: {len(rows)} episodes, expected {info.total_episodes} as {INFO} says; {AGAIN}, or take those: --skip-bad"
+        )
     declared = {row["episode_index"]: validated(_Row, row, f"{path}/meta/episodes: episode {row['episode_index']}") for row in rows}
     if len(declared) != len(rows):
         raise UserError(f"{path}/meta/episodes: an episode_index occurs twice, expected one row for each episode; {AGAIN}")

@@ -45,14 +45,23 @@ class Reader:
         file, mine = self.rows.find(place.index, place.table)
         where = f"{file}: {listed.name}"
         outcome = self.outcome_column(file)
-        columns = [*self.state, self.action, "frame_index", "timestamp", *([outcome] if outcome else []), *(["task_index"] if place.task is not None else [])]
+        columns = [
+            *self.state,
+            self.action,
+            "frame_index",
+            "timestamp",
+            *([outcome] if outcome else []),
+            *(["task_index"] if place.task is not None else []),
+        ]
         missing = [name for name in [*self.state, self.action] if name not in self.rows.columns(file)]
         if missing:
             raise UserError(f"{file}: no column {missing[0]!r} among {self.rows.columns(file)[:20]}; choose with --state and --action")
         table = self.rows.read(file, mine, columns)
         table, mine = _in_order(where, table, mine)
         if place.length is not None and len(mine) != place.length:
-            raise UserError(f"{where}: {len(mine)} rows, expected {place.length} as meta/episodes says; leave the episode out, or correct its length there")
+            raise UserError(
+                f"{where}: {len(mine)} rows, expected {place.length} as meta/episodes says; leave the episode out, or correct its length there"
+            )
         if len(mine) < 2:
             raise UserError(f"{where}: {len(mine)} row, expected two at least, the frames before and after an action; leave the episode out")
         self._check_task(where, table, place)
@@ -135,7 +144,9 @@ class Reader:
         if len(late):
             row = late[0]
             expected = f"expected {times[0] + row / self.fps:.3f} at {self.fps:g} Hz"
-            raise UserError(f"{told}, and timestamp {times[row]:.3f} in row {row} of {where}, {expected}: which frame is whose is not known; leave the episode out")
+            raise UserError(
+                f"{told}, and timestamp {times[row]:.3f} in row {row} of {where}, {expected}: which frame is whose is unknown; leave the episode out"
+            )
         return np.round((film.begin + times) * facts.rate).astype(int)
 
 
@@ -150,7 +161,9 @@ def _in_order(where: str, table: pa.Table, mine: np.ndarray) -> tuple[pa.Table, 
     jumps = np.flatnonzero(np.diff(numbers[order]) != 1)
     if len(jumps):
         before, after = numbers[order][jumps[0]], numbers[order][jumps[0] + 1]
-        raise UserError(f"{where}: frame_index goes from {before} to {after}, expected every row once; rows are missing or double: leave the episode out")
+        raise UserError(
+            f"{where}: frame_index goes from {before} to {after}, expected every row once; rows are missing or double: leave the episode out"
+        )
     return (table, mine) if (order == np.arange(len(order))).all() else (table.take(pa.array(order)), mine[order])
 
 
