@@ -92,7 +92,11 @@ def with_cameras(demos: Sequence[Demonstration], unusable: list[str], skip_bad: 
     if not skip_bad:
         return list(demos)
     most = Counter(frozenset(demo.cameras) for demo in demos).most_common(1)[0][0]
-    unusable += [f"{demo.where}: no {', '.join(sorted(most - set(demo.cameras)))}, which most demonstrations have" for demo in demos if most - set(demo.cameras)]
+    unusable += [
+        f"{demo.where}: no {', '.join(sorted(most - set(demo.cameras)))}, which most demonstrations have"
+        for demo in demos
+        if most - set(demo.cameras)
+    ]
     return [demo for demo in demos if most <= set(demo.cameras)]
 
 

@@ -37,7 +37,9 @@ def _of_hdf5(path: Path) -> str:
     with hdf5.opened(path) as file:
         if not hdf5.has(file, hdf5.DEMOS, where):
             found = hdf5.names(file, where)
-            other = next((f"; this is {name}: convert it to a LeRobotDataset" for key, name in OTHERS.items() if key in found), "; is it another format?")
+            other = next(
+                (f"; this is {name}: convert it to a LeRobotDataset" for key, name in OTHERS.items() if key in found), "; is it another format?"
+            )
             raise UserError(f"{where}: no {hdf5.DEMOS}/demo_0, which LIBERO's and robomimic's files have, found {found[:8]}{other}")
         data = hdf5.group(file, hdf5.DEMOS, where)
         if hdf5.text(data, "problem_info", where) is not None:

@@ -72,4 +72,6 @@ def _eight_bits(values: np.ndarray, where: str) -> np.ndarray:
         whole = levels.round()
         if np.abs(levels - whole).max() <= SLACK.get(values.dtype.itemsize, 0):
             return whole.astype(np.uint8)
-    raise UserError(f"{where}: {values.dtype} from {low:.6g} to {high:.6g}, expected uint8, or what is exactly that; convert it, or leave the camera out")
+    raise UserError(
+        f"{where}: {values.dtype} from {low:.6g} to {high:.6g}, expected uint8, or what is exactly that; convert it, or leave the camera out"
+    )

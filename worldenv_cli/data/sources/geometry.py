@@ -23,7 +23,9 @@ def mujoco_camera(model: str, name: str, size: tuple[int, int], where: str = "th
     position, quaternion = _numbers(camera, "pos", 3, where), _numbers(camera, "quat", 4, where)
     angle = _numbers(camera, "fovy", 1, where)[0] if camera.get("fovy") is not None else 45.0
     if not quaternion.any() or not 0 < angle < 180:
-        raise UserError(f"{where}, camera {name}: quat {quaternion.tolist()} and fovy {angle:g}, expected a rotation and 0 to 180 degrees; correct them")
+        raise UserError(
+            f"{where}, camera {name}: quat {quaternion.tolist()} and fovy {angle:g}, expected a rotation and 0 to 180 degrees; correct them"
+        )
     right, up, back = _rotation(quaternion).T
     height, width = size
     focal = float(height / 2 / np.tan(np.deg2rad(angle) / 2))
@@ -51,7 +53,9 @@ def robosuite_camera(found: dict, where: str) -> dict[str, list]:
         except (KeyError, TypeError, ValueError):
             matrix = np.zeros(0)
         if matrix.shape != (size, size) or not np.isfinite(matrix).all() or abs(np.linalg.det(matrix)) < 1e-9:
-            raise UserError(f"{where}, {key}: {found.get(key)!r:.60}, expected an invertible {size} x {size} matrix; correct camera_info or remove it")
+            raise UserError(
+                f"{where}, {key}: {found.get(key)!r:.60}, expected an invertible {size} x {size} matrix; correct camera_info or remove it"
+            )
         matrices[key] = matrix
     return {"intrinsics": matrices["intrinsics"].tolist(), "extrinsics": np.linalg.inv(matrices["extrinsics"]).tolist()}
 

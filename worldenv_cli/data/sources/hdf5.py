@@ -186,7 +186,9 @@ def _check_filters(found, chunk: int, where: str) -> None:
     filters = [plist.get_filter(number) for number in range(plist.get_nfilters())]
     missing = next((kind for kind in filters if not h5py.h5z.filter_avail(kind[0])), None)
     if missing:
-        raise UserError(f"{where}: packed by the filter {printable(str(missing[3]))!r}, which h5py lacks; rewrite the file: h5repack -f GZIP=4 IN OUT")
+        raise UserError(
+            f"{where}: packed by the filter {printable(str(missing[3]))!r}, which h5py lacks; rewrite the file: h5repack -f GZIP=4 IN OUT"
+        )
     codes = [kind[0] for kind in filters]
     if codes.count(DEFLATE) > 1:
         raise UserError(f"{where}: packed several times over; {UNTRUSTED}")

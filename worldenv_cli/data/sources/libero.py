@@ -12,18 +12,12 @@ import numpy as np
 
 from ...errors import UserError
 from ..layout import Episode, check_finite
-<<<<<<< HEAD
 from . import demonstrations, hdf5
 from .alignment import observed_after
 from .demonstrations import Demonstration, action_columns, are_inputs, left_out
 from .geometry import mujoco_camera
 from .rewards import Outcomes, by_rewards
 from .robosuite import EnvironmentArguments
-=======
-from ..outcomes import at_the_end
-from . import hdf5
-from .geometry import mujoco_camera
->>>>>>> part-A
 from .source import MIRRORED, Listed, Source, SourceConfig, validated
 
 CAMERAS = {"agentview_rgb": "image", "eye_in_hand_rgb": "wrist_image"}  # the names that the field's datasets use

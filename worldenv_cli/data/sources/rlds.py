@@ -17,7 +17,6 @@ from PIL import Image
 
 from ...errors import UserError
 from ..layout import Episode, check_finite
-<<<<<<< HEAD
 from ..pictures import decoded, room_for
 from . import frames
 from .demonstrations import left_out
@@ -26,12 +25,6 @@ from .rewards import Outcomes, by_rewards
 from .rlds_features import Feature, numbers, step_features
 from .source import LARGEST, MIRRORED, Listed, Source, SourceConfig
 from .tfrecord import Values, read_record, records
-=======
-from ..outcomes import rewarded, so_far
-from ..pictures import decoded
-from .source import MIRRORED, Listed, Source, SourceConfig, check_picture, validated
-from .tfrecord import read_record, records
->>>>>>> part-A
 
 SHARD = re.compile(r"(?P<dataset>.+)-(?P<split>\w+)\.tfrecord(?:-(?P<number>\d+)-of-(?P<count>\d+))?")
 VERSION = re.compile(r"\d+(\.\d+)*")
@@ -189,7 +182,8 @@ def _measure_cameras(columns: _Columns, missing: dict[str, str], first: Listed) 
             missing[camera] = f"no whole picture in {first.name}"
             del columns.cameras[camera]
     if not columns.cameras:
-        raise UserError(f"{first.key[0].parent}: no pictures in it, which a dataset needs" + (f" ({missing})" if missing else "") + "; is it another version?")
+        why = f" ({missing})" if missing else ""
+        raise UserError(f"{first.key[0].parent}: no pictures in it, which a dataset needs{why}; is it another version?")
 
 
 def name_in_record(name: str) -> str:

@@ -39,7 +39,9 @@ def step_features(folder: Path) -> dict[str, Feature]:
         step = json.loads(path.read_bytes())["featuresDict"]["features"]["steps"]["sequence"]["feature"]["featuresDict"]["features"]
         found = dict(_flat(step, ""))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path}: not the features of an RLDS dataset ({type(error).__name__}: {error}); expected steps with an observation") from error
+        raise UserError(
+            f"{path}: not the features of an RLDS dataset ({type(error).__name__}: {error}); expected steps with an observation"
+        ) from error
     if not any(name.startswith("observation/") for name in found):
         raise UserError(f"{path}: steps without an observation, found {sorted(found)[:12]}; is it an RLDS dataset?")
     return found
@@ -56,7 +58,9 @@ def _flat(features: dict, prefix: str):
 
 def _feature(found: dict) -> Feature:
     """Of a feature that is no dictionary; what is not understood is an error only where it is asked for."""
-    kind, content = next(((kind, found[kind]) for kind in ("tensor", "image", "text", "classLabel") if isinstance(found.get(kind), dict)), ("other", {}))
+    kind, content = next(
+        ((kind, found[kind]) for kind in ("tensor", "image", "text", "classLabel") if isinstance(found.get(kind), dict)), ("other", {})
+    )
     dtype = str(content.get("dtype", {"classLabel": "int64", "image": "uint8"}.get(kind, "")))
     if kind == "text" or (kind == "tensor" and dtype in ("string", "object")):
         return Feature("text", (), "string")
@@ -84,7 +88,9 @@ def numbers(values: Values | None, feature: Feature, where: str) -> np.ndarray:
     if isinstance(values, list) and values and feature.encoding in ("bytes", "zlib"):
         return np.stack([_unpacked(data, feature, width, where) for data in values])
     expected = "floats" if feature.dtype in FLOATS else "integers"
-    found = "none" if values is None or not len(values) else "bytes" if isinstance(values, list) else "floats" if values.dtype.kind == "f" else "integers"
+    found = (
+        "none" if values is None or not len(values) else "bytes" if isinstance(values, list) else "floats" if values.dtype.kind == "f" else "integers"
+    )
     if found != expected:
         raise UserError(f"{where}: {found}, expected {expected} as features.json says ({feature.dtype}); {ADVICE}")
     if len(values) % width:

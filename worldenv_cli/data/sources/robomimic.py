@@ -122,7 +122,9 @@ def _filtered(file, data, path: Path, key: str | None) -> list[str]:
     members = set(hdf5.words(masks, key, f"{path}, mask"))
     missing = sorted(members - set(demos))
     if missing:
-        raise UserError(f"{path}, mask/{key}: names {missing[0]!r}, which is not in {hdf5.DEMOS}; make the mask again, or choose another --filter-key")
+        raise UserError(
+            f"{path}, mask/{key}: names {missing[0]!r}, which is not in {hdf5.DEMOS}; make the mask again, or choose another --filter-key"
+        )
     return [demo for demo in demos if demo in members]
 
 

@@ -1,4 +1,4 @@
-"""What robosuite's `env_args` say, as LIBERO and robomimic keep them: the robots, the rate, and what the numbers of an action mean to its controller."""
+"""What robosuite's `env_args` say, as LIBERO and robomimic keep them: robots, rate, and what an action's numbers mean to its controller."""
 
 from dataclasses import dataclass
 from typing import Any
