@@ -19,7 +19,7 @@ from ...errors import UserError
 from ..layout import Episode, check_finite
 from ..pictures import decoded, room_for
 from . import frames
-from .demonstrations import left_out
+from .demonstrations import BEYOND, OFTEN, left_out
 from .libero import ACTION_NAMES, LIBEROS, MEANING
 from .rewards import Outcomes, by_rewards
 from .rlds_features import Feature, numbers, step_features
@@ -61,7 +61,7 @@ def open_rlds(path: Path, config: SourceConfig) -> Source:
     _measure_cameras(columns, missing, episodes[0])
     size = sum(features[name].width for name in action)
     libero = _is_libero(folder, shards, columns)
-    inputs = libero and beyond <= 0.1
+    inputs = libero and beyond <= OFTEN
     outcomes = _outcomes(config, features, rewards)
     notes += aside + _notes(folder, shards, episodes, libero, inputs)
     return Source(
@@ -206,11 +206,17 @@ def _listed(shards: Sequence[Path], columns: _Columns, config: SourceConfig) -> 
                     actions = _action(example, columns, f"{shard.parent}/{name}")
                     instruction, problem = _instruction(example, columns, config)
                     episodes.append(Listed(name, instruction, len(actions), (shard, offset, length), problem))
-                    reward = example.get("steps/reward")
-                    rewards += [reward] if isinstance(reward, np.ndarray) else []
-                    beyond += int((np.abs(actions) > 1 + 1e-3).any(1).sum())
+                    rewards += _rewards(example, f"{shard.parent}/{name}")
+                    beyond += int((np.abs(actions) > BEYOND).any(1).sum())
                     steps += len(actions)
     return episodes, rewards, beyond / max(1, steps), unusable
+
+
+def _rewards(example: dict[str, Values], where: str) -> list[np.ndarray]:
+    found = example.get("steps/reward")
+    if isinstance(found, list) and found:
+        raise UserError(f"{where}, reward: text, expected numbers; tell outcomes with --success")
+    return [] if found is None else [np.asarray(found)]
 
 
 def _action(example: dict[str, Values], columns: _Columns, where: str) -> np.ndarray:
@@ -263,7 +269,7 @@ def _notes(folder: Path, shards: Sequence[Path], episodes: Sequence[Listed], lib
     if libero:
         notes = [f"LIBERO's by its name: {LIBEROS['control_hz']} Hz, {LIBEROS['robot']}, pictures {MIRRORED}"]
         if not inputs:
-            notes.append("more than a tenth of the actions lies beyond [-1, 1]: they are no inputs of LIBERO's controller, and taken as recorded")
+            notes.append("most actions lie beyond [-1, 1]: they are no inputs of LIBERO's controller, and taken as recorded")
     else:
         notes = ["rate, robot, orientation and the gripper's direction are not recorded in RLDS datasets"]
     return notes + _missing_episodes(folder, shards, episodes)
@@ -299,7 +305,7 @@ def _read(listed: Listed, cameras: Sequence[str], columns: _Columns, outcomes: O
         raise UserError(f"{where}: {count} steps, expected two at least, before and after an action; leave it out")
     told = example.get(name_in_record(outcomes.column)) if outcomes.column else None
     for name, values in {"state": states, **{name: example.get(name_in_record(name)) for name in (*EVERY_STEP, *columns.instructions)}}.items():
-        if values is not None and len(values) not in (0, count):
+        if values is not None and len(values) != count:
             raise UserError(f"{where}, {name}: {len(values)} rows for {count} steps; leave the episode out")
     last = actions[-1] if np.isfinite(actions[-1]).all() else None  # RLDS does not define the action of an episode's last step
     check_finite(where, ",".join(columns.action), actions[:-1])
