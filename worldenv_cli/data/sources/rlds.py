@@ -204,6 +204,7 @@ def _listed(shards: Sequence[Path], columns: _Columns, config: SourceConfig) -> 
                     name = f"{shard.name}: episode {number}"
                     example = read_record(shard, offset, length)
                     actions = _action(example, columns, f"{shard.parent}/{name}")
+                    _state(example, columns, f"{shard.parent}/{name}")
                     instruction, problem = _instruction(example, columns, config)
                     episodes.append(Listed(name, instruction, len(actions), (shard, offset, length), problem))
                     rewards += _rewards(example, f"{shard.parent}/{name}")
@@ -221,6 +222,10 @@ def _rewards(example: dict[str, Values], where: str) -> list[np.ndarray]:
 
 def _action(example: dict[str, Values], columns: _Columns, where: str) -> np.ndarray:
     return _side_by_side(example, columns.action, columns.features, where)
+
+
+def _state(example: dict[str, Values], columns: _Columns, where: str) -> np.ndarray:
+    return _side_by_side(example, columns.state, columns.features, where)
 
 
 def _side_by_side(example: dict[str, Values], names: Sequence[str], features: dict[str, Feature], where: str) -> np.ndarray:
@@ -299,7 +304,7 @@ def _read(listed: Listed, cameras: Sequence[str], columns: _Columns, outcomes: O
     shard, offset, length = listed.key
     where = f"{shard.parent}/{listed.name}"
     example = read_record(shard, offset, length)
-    actions, states = _action(example, columns, where), _side_by_side(example, columns.state, columns.features, where)
+    actions, states = _action(example, columns, where), _state(example, columns, where)
     count = len(actions)
     if count < 2:
         raise UserError(f"{where}: {count} steps, expected two at least, before and after an action; leave it out")
