@@ -146,7 +146,7 @@ def _opened(sources: list[str], format: str | None, told: dict) -> tuple[list, l
         except UserError as error:
             if not config.skip_bad or len(sources) == 1:
                 raise
-            unopened.append(str(error))
+            unopened.append(str(error).replace(f"{Path(source).parent}/", ""))
     if not opened:
         raise UserError(unopened[0])
     return opened, unopened
