@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .artifacts import load_config, load_into, load_tensors, under, write_artifact
 from .errors import UserError
-from .hub import resolve
+from .hub import REFERENCE, downloaded, resolve
 from .policies.chosen import ChosenPolicy
 from .policies.compact import CompactPolicy, CompactPolicyConfig
 from .policies.load import load_vla
@@ -80,6 +80,8 @@ def load_model(reference: str | Path, kind: str, made_by: str = "make it first",
     """
     folder = resolve(reference) if isinstance(reference, str) else reference
     found = load_config(folder, kind, made_by)
+    if downloaded(folder) is not None:
+        check_names(found, folder / "config.json")
     tensors = load_tensors(folder)
     try:
         if kind == "policy":
@@ -94,9 +96,29 @@ def load_model(reference: str | Path, kind: str, made_by: str = "make it first",
     return model.to(device).eval()
 
 
+def check_names(found, path: Path) -> None:
+    """What a downloaded artifact is made on must come along or from the Hub, where only data is read of it, never code: no folder of this machine."""
+    for key, value in found.items() if isinstance(found, dict) else enumerate(found) if isinstance(found, list) else ():
+        if key in ("model", "pretrained") and isinstance(value, str) and value != OWN_CHECKPOINT and not REFERENCE.fullmatch(value):
+            raise UserError(f"{path}: {key} is {value!r:.200}, expected owner/name[@revision] on the Hub; push the policy with --merged")
+        check_names(value, path)
+
+
+def _check_choice(found: dict, folder: Path) -> None:
+    """Every instruction must be somebody's: rows of one that names no member would be dropped without a word."""
+    members, choice = found["members"], found.get("choice")
+    if not isinstance(members, dict) or not members or not isinstance(choice, dict):
+        raise UserError(f"{folder / 'config.json'}: members or choice is missing, expected policies by name and {{instruction: name}}; make it again")
+    unknown = sorted({repr(name) for name in [*choice.values(), found.get("default")] if name not in list(members)})
+    if unknown:
+        names = ", ".join(members)
+        raise UserError(f"{folder / 'config.json'}: choice or default names {', '.join(unknown)}, expected one of {names}; make the policy again")
+
+
 def _policy(found: dict, tensors: dict[str, Tensor], folder: Path, device) -> Policy:
     """The inverse of `_policy_parts`."""
     if "members" in found:
+        _check_choice(found, folder)
         members = {name: _policy(one, under(f"members.{name}.", tensors), folder, device) for name, one in found["members"].items()}
         return ChosenPolicy(members, found["choice"], found["default"])
     wanted = found.get("policy")

@@ -227,6 +227,7 @@ def run_stages(recipe: Recipe, out: Path, stages: list[str] | None = None, *, dr
         "compare": available.compare,
     }
     keep_freed_memory()
+    available.check_policy(recipe, stages)
     run = Run(recipe, out, dry_run=dry_run, force=force)
     if recipe.device == "cuda":
         run.device  # noqa: B018 - one that is not there is told before anything is made

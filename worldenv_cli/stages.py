@@ -13,7 +13,9 @@ from .errors import UserError
 from .hub import downloaded, resolve, state_of
 from .models import new_policy, save_model
 from .pipeline import Run
-from .policies.vla import CONVERTED, VLAConfig, checkpoint_folder
+from .policies.load import check_checkpoint
+from .policies.vla import CONVERTED, VLAConfig, checkpoint_folder, is_on_the_hub
+from .recipe import Recipe
 from .rollout import environment_steps
 
 MADE_BY = {"demonstrations": "ingest", "sft": "sft", "exploration": "explore", "simulator": "simulate", "reflector": "calibrate"}
@@ -22,6 +24,16 @@ MADE_BY = {"demonstrations": "ingest", "sft": "sft", "exploration": "explore", "
 def needs(*names: str) -> dict[str, str]:
     """{artifact: the command that makes it}."""
     return {name: MADE_BY.get(name, "post-train") for name in names}
+
+
+def check_policy(recipe: Recipe, stages: list[str] | None) -> None:
+    """Whether a VLA's checkpoint is there and fits, told before anything is made. For `ingest` alone a folder must be there, and no more."""
+    if not isinstance(recipe.policy, VLAConfig):
+        return
+    if stages is None or "sft" in stages:
+        check_checkpoint(recipe.policy)
+    elif "ingest" in stages and not is_on_the_hub(recipe.policy):
+        checkpoint_folder(recipe.policy, weights=False)
 
 
 def save_dataset(run: Run, folder: Path, episodes: list[Episode], provenance: dict, source: str, cost: int) -> None:
@@ -94,7 +106,7 @@ def sft(run: Run) -> None:
 
     chosen, policy = run.settings("policy", "sft"), run.recipe.policy
     if isinstance(policy, VLAConfig):
-        chosen |= {"checkpoint": state_of(checkpoint_folder(policy), CONVERTED)}
+        chosen |= {"checkpoint": state_of(checkpoint_folder(policy, weights=not run.dry_run), CONVERTED)}
     run.artifact("sft", chosen, needs("demonstrations"), make, together=True)
 
 

@@ -5,30 +5,30 @@ written where the policy has its own. Heads and scale heads stay in the artifact
 """
 
 import json
-import shutil
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..atomic import read_json, write_json, write_tensors
+from ..confine import copy_files, inside
 from ..errors import UserError
 from .flow import FlowPolicy
-from .lerobot import ACTION, POSTPROCESSOR, PREPROCESSOR, STATE, beside
+from .kinds import family
+from .lerobot_steps import ACTION, POSTPROCESSOR, PREPROCESSOR, STATE
 from .normaliser import STATISTICS, Normaliser
+from .parts import beside
 from .policy import Policy
-from .vla import checkpoint_folder, family
+from .vla import checkpoint_folder
 
-SMALL = 64 * 2**20  # bytes; what is larger is weights, or of no use here
+PLAIN = (".json", ".txt", ".model", ".jinja")
 
 
 def write_checkpoint(policy: Policy, place: Path) -> None:
     """`policy` without an adapter of its own (see Policy.plain). Raises UserError where an adapter changed what files hold in another form."""
     source = checkpoint_folder(policy.config)
     place.mkdir(parents=True)
-    for path in source.iterdir():
-        if path.is_file() and path.suffix in (".json", ".txt", ".model", ".jinja", ".pt", ".safetensors") and not _weights(path):
-            shutil.copy(path, place / path.name)
+    copy_files(source, place, lambda path: path.suffix in (*PLAIN, ".pt", ".safetensors") and not _weights(path))
     changed = _changed(policy, source)
     files = [path for path in sorted(source.iterdir()) if _weights(path)]
     left = set(changed)
@@ -66,7 +66,7 @@ def _with_changes(path: Path, place: Path, changed: dict[str, Tensor]) -> set[st
     from safetensors import safe_open
     from safetensors.torch import save_file
 
-    with safe_open(path, "pt") as file:
+    with safe_open(inside(path.parent, path.name, path.parent), "pt") as file:
         metadata = file.metadata()
         tensors = {name: file.get_tensor(name) for name in file.keys()}
     mine = tensors.keys() & changed.keys()
@@ -88,7 +88,7 @@ def _write_statistics(policy: FlowPolicy, place: Path) -> None:
             for name, feature in step["config"].get("features", {}).items():
                 feature["shape"] = sizes.get(name, feature["shape"])
             if "state_file" in step:
-                write_tensors(place / step["state_file"], statistics)
+                write_tensors(inside(place, step["state_file"], place / pipeline), statistics)
         write_json(place / pipeline, found)
     config = read_json(place / "config.json")
     for name, feature in (config["input_features"] | config["output_features"]).items():
@@ -112,6 +112,7 @@ def _bring_folders(policy: FlowPolicy, place: Path) -> None:
     """Tokenizer and vision-language configuration, where they are folders of the checkpoint's rather than names on the Hub."""
     names = {policy.checkpoint.tokenizer_settings.name, str(policy.checkpoint.config.get("vlm_model_name", ""))}
     for name in names:
-        folder = Path(beside(policy.checkpoint.folder, name))
-        if name and folder.is_dir() and not (place / name).exists():
-            shutil.copytree(folder, place / name)
+        folder = beside(policy.checkpoint.folder, name) if name else None
+        if folder is not None and not inside(place, name, place).exists():
+            (place / name).mkdir(parents=True)
+            copy_files(folder, place / name, lambda path: path.suffix in PLAIN)

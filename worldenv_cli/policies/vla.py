@@ -1,7 +1,6 @@
 """A published VLA checkpoint as a policy: which one, how it is seen by the recipe's environment, and what a run keeps of it.
 
-Families are told by config.json: OpenVLA-OFT's own layout, lerobot's (pi0, SmolVLA) and transformers' (pi0). The checkpoint's weights are never
-written again: a run keeps adapters, heads and statistics, and names the checkpoint that they belong to.
+The checkpoint's weights are never written again: a run keeps adapters, heads and statistics, and names the checkpoint that they belong to.
 """
 
 from pathlib import Path
@@ -9,7 +8,6 @@ from typing import Literal
 
 from pydantic import Field
 
-from ..atomic import read_json
 from ..config import Config
 from ..errors import UserError
 from ..hub import REFERENCE, downloaded, resolve
@@ -51,15 +49,20 @@ class VLAConfig(Config):
     resolution: int = Field(64, ge=8, description="of the environment's pictures, pixels; the checkpoint's own is reached by resizing")
 
 
-FAMILIES = ("openvla", "pi0", "smolvla")
 CONVERTED = "*_checkpoint.safetensors"  # heads of OpenVLA-OFT, which the first loading writes beside their pickles
+SMALL = ("*.json", "*.txt", "*.model", "*.jinja", "policy_p*.safetensors")  # everything but weights
 
 
-def checkpoint_folder(config: VLAConfig) -> Path:
-    folder = resolve(config.model)
+def checkpoint_folder(config: VLAConfig, weights: bool = True) -> Path:
+    """On this machine; without `weights` only the small files of a Hub repository are downloaded."""
+    folder = resolve(config.model, patterns=None if weights else SMALL)
     if not folder.is_dir():
         raise UserError(f"policy.model {config.model!r}: no such folder; expected a checkpoint's folder or owner/name[@revision]")
     return folder
+
+
+def is_on_the_hub(config: VLAConfig) -> bool:
+    return not Path(config.model).exists() and REFERENCE.fullmatch(config.model) is not None
 
 
 def pinned(config: VLAConfig) -> VLAConfig:
@@ -68,16 +71,3 @@ def pinned(config: VLAConfig) -> VLAConfig:
     if cached is None or named is None:
         return config
     return config.model_copy(update={"model": f"{cached[0]}{named['folder']}@{cached[1]}"})
-
-
-def family(folder: Path) -> str:
-    """ "openvla", "pi0" or "smolvla"."""
-    path = folder / "config.json"
-    if not path.is_file():
-        raise UserError(f"{folder} holds no config.json: expected the checkpoint of a VLA; check policy.model")
-    config = read_json(path)
-    found = config.get("type") or config.get("model_type")
-    if found not in FAMILIES:
-        remote = "; its own code (auto_map) is not run" if "auto_map" in config else ""
-        raise UserError(f"{path}: a {found!r} model, expected one of {', '.join(FAMILIES)}{remote}")
-    return found
