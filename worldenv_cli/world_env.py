@@ -9,18 +9,11 @@ import gymnasium
 import numpy as np
 import torch
 from gymnasium.vector.utils import batch_space
-from pydantic import Field
 
-from .config import Config
+from .envs.config import WorldEnvConfig
 from .envs.spaces import chunk_spaces
 from .reflector.compact import Reflector
 from .simulator.simulator import History, Simulator
-
-
-class WorldEnvConfig(Config):
-    rows: int = Field(128, ge=1, description="imagined episodes side by side")
-    horizon: int = Field(32, ge=1, description="control steps in an episode at most, those of its history counted")
-    terminate: bool = Field(True, description="end an episode when the reflector passes its threshold")
 
 
 class WorldEnv(gymnasium.vector.VectorEnv):

@@ -5,17 +5,9 @@ Hub encoder instead, which is kept frozen.
 """
 
 import torch
-from pydantic import Field
 from torch import nn
 
-from ..config import Config
-
-
-class TextConfig(Config):
-    pretrained: str | None = Field(None, description="Hub name of a frozen text encoder; none: a small one trained from bytes")
-    width: int = 64
-    layers: int = Field(2, ge=1)
-    max_tokens: int = Field(96, ge=8)
+from .config import TextConfig
 
 
 class TextEncoder(nn.Module):

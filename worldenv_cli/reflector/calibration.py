@@ -9,15 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from pydantic import Field
 
-from ..config import Config
 from ..evaluation.statistics import auc, expected_calibration_error
-
-
-class CalibrationConfig(Config):
-    false_termination: float = Field(0.05, gt=0, lt=1, description="share of failed episodes that may be stopped as successes")
-    threshold_min: float = Field(0.3, ge=0, le=1, description="never stop below this probability, however clean the calibration episodes are")
+from .config import CalibrationConfig
 
 
 @dataclass

@@ -8,26 +8,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch.nn import functional as F
 
-from ..config import Config
 from ..data.dataset import Episode
 from ..packing import normalised, pack, shifted
 from ..progress import track
 from ..simulator.simulator import Simulator, history_until
-from ..training import TrainingConfig, train
+from ..training import train
 from .calibration import CalibrationConfig, Scored, choose_threshold, fit_scale_and_offset
 from .compact import BLOCK, Reflector
-
-
-class CalibrateConfig(Config):
-    training: TrainingConfig = TrainingConfig(steps=600, batch=32, learning_rate=1e-3, weight_decay=0.05)
-    frames: int = Field(8, ge=2, description="frames of each sequence in a training sample")
-    calibration: CalibrationConfig = CalibrationConfig()
-    calibration_share: float = Field(0.2, gt=0, lt=1, description="share of the exploration that sets scale, offset and threshold")
-    shift: int = Field(2, ge=0, description="random shift of the pictures, pixels")
-    swapped: float = Field(0.1, ge=0, le=1, description="share of samples with another task's instruction, labelled as failures")
+from .config import CalibrateConfig
 
 
 @dataclass
