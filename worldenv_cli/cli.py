@@ -187,7 +187,7 @@ def pool(
 ):
     """Runs of several training seeds -> one report."""
     with _told(debug):
-        from .evaluation.pool import pool_runs, publish_pool
+        from .evaluation.pool import publish_pool
         from .hub import resolve
 
         publish_pool(out, [resolve(run) for run in runs])
