@@ -23,9 +23,9 @@ from .rollouts import imagine
 
 class PostTrainConfig(Config):
     rounds: int = Field(2, ge=1)
-    probe: int = Field(20, ge=0, description="real episodes of each task between two rounds, counted; 0: fully offline, the paper's setting")
+    probe: int = Field(20, ge=0, description="real episodes of each task between two rounds, counted; 0: none")
     probe_noise: tuple[float, ...] = (0.0, 0.08)
-    resets: int = Field(60, ge=0, description="extra first frames of each task: a reset each, no environment step")
+    resets: int = Field(60, ge=0, description="extra first frames of each task, a reset each and no environment step; 0: none, nor in imagined eval")
     validation: int = Field(25, ge=0, description="real starts of each task, to choose SFT, start or tuned; 0: no test, open tasks are tuned")
     lora: LoraSettings = LoraSettings()
     gate: GateConfig = GateConfig()
