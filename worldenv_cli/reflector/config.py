@@ -22,7 +22,9 @@ class ReflectorConfig(Config):
 class CalibrationConfig(Config):
     """How the threshold at which an episode is stopped is chosen."""
 
-    false_termination: float = Field(0.05, gt=0, lt=1, description="Share of failed episodes that may be stopped as successes")
+    false_termination: float = Field(
+        0.05, gt=0, lt=1, description="Share of failed episodes that may be stopped as successes; 0.05 takes 19 failed calibration episodes"
+    )
     threshold_min: float = Field(
         0.3, ge=0, le=1, description="Smallest probability at which an episode is stopped, however clean the calibration episodes are"
     )
