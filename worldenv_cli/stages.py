@@ -14,6 +14,7 @@ from .hub import downloaded, resolve, state_of
 from .models import new_policy, save_model
 from .pipeline import Run
 from .policies.vla import CONVERTED, VLAConfig, checkpoint_folder
+from .provenance import write_provenance
 from .rollout import environment_steps
 
 MADE_BY = {"demonstrations": "ingest", "sft": "sft", "exploration": "explore", "simulator": "simulate", "reflector": "calibrate"}
@@ -153,7 +154,7 @@ def compare(run: Run) -> None:
         simulator, policy = run.model("simulator", "simulator"), run.model("sft", "policy")
         found = compare_objectives(simulator, trained, held_out, run.recipe.simulate, policy, run.recipe.seed)
         write_json(folder / "comparison.json", {"n_episodes": len(held_out), "compared": found})
-        write_json(folder / "provenance.json", provenance)
+        write_provenance(folder, provenance)
 
     run.artifact("comparison", run.settings("simulate"), needs("demonstrations", "exploration", "sft", "simulator"), make)
 

@@ -11,6 +11,7 @@ from ..post_train.lineage import all_real_data, models_of, read_gate, read_updat
 from ..post_train.rounds import imagined_success
 from ..post_train.starts import reset_frames, start_pool
 from ..progress import say
+from ..provenance import write_provenance
 from ..recipe import resolved_yaml
 from ..rollout import play
 from ..simulator.simulator import history_until
@@ -54,7 +55,7 @@ def evaluate_imagined(run: Run) -> None:
         tasks = list(config.env.tasks)
         found = {name: imagined_success(run.model(path, "policy"), env, pool, tasks, count, config.seed) for name, path in policies.items()}
         write_json(folder / "imagined.json", {"n": count, "arms": found})
-        write_json(folder / "provenance.json", provenance)
+        write_provenance(folder, provenance)
         for name, values in found.items():
             say(f"imagined success of {name}: " + ", ".join(f"{task} {value:.2f}" for task, value in values.items()))
 
@@ -88,7 +89,7 @@ def _play_arm(run: Run, name: str, policy: str) -> None:
             result |= stopping(to_the_end, run.model(reflector, "reflector"))
             _film(run, folder, to_the_end)
         write_json(folder / "outcomes.json", result)
-        write_json(folder / "provenance.json", provenance)
+        write_provenance(folder, provenance)
 
     protocol = run.settings("env") | {"starts": recipe.eval.starts, "offset": recipe.eval.offset, "stops": stops}
     run.artifact(f"eval/{slug}", protocol, needs(policy, *([reflector] if stops else [])), make)
