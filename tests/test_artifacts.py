@@ -22,8 +22,11 @@ from worldenv_cli.artifacts import (
     save_artifact,
     set_rng_state,
     under,
+    write_artifact,
 )
+from worldenv_cli.atomic import read_json, write_tensors
 from worldenv_cli.errors import UserError
+from worldenv_cli.provenance import write_provenance
 
 TENSORS = {"weight": torch.arange(6.0).reshape(2, 3), "half": torch.ones(3, dtype=torch.bfloat16), "count": torch.tensor(7)}
 
@@ -34,7 +37,9 @@ def save(folder, config=None, tensors=TENSORS, settings=None):
 
 
 def edit(path, **changes):
+    """As another version would have written it."""
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    write_provenance(path.parent, read_json(path.parent / "provenance.json"))
 
 
 def same(one, other):
@@ -120,19 +125,88 @@ def test_content_hash(tmp_path):
     save(tmp_path / "one")
     before = content_hash(tmp_path / "one")
     shutil.copytree(tmp_path / "one", tmp_path / "two")
-    for name in ("README.md", "provenance.json", ".gitattributes"):
+    for name in ("README.md", ".gitattributes", "notes.txt"):
         (tmp_path / "two" / name).write_text("other")
     assert content_hash(tmp_path / "two") == before
-    (tmp_path / "two" / "sub").mkdir()
-    (tmp_path / "two" / "sub" / "README.md").write_text("part of the data")
-    nested = content_hash(tmp_path / "two")
-    assert nested != before
-    (tmp_path / "two" / "sub").rename(tmp_path / "two" / "bus")
-    assert content_hash(tmp_path / "two") not in (before, nested)
+    save(tmp_path / "two", settings={"steps": 4})
+    assert content_hash(tmp_path / "two") == before  # what it is, not what it was made from
     edit(tmp_path / "one" / "config.json", width=4)
     assert content_hash(tmp_path / "one") != before
+    (tmp_path / "two" / "sub").mkdir()
+    (tmp_path / "two" / "sub" / "README.md").write_text("part of the data")
+    write_provenance(tmp_path / "two", {"fingerprint": "x"})
+    nested = content_hash(tmp_path / "two")
+    (tmp_path / "two" / "sub").rename(tmp_path / "two" / "bus")
+    write_provenance(tmp_path / "two", {"fingerprint": "x"})
+    assert len({before, nested, content_hash(tmp_path / "two")}) == 3
     with pytest.raises(UserError, match="does not exist"):
         content_hash(tmp_path / "three")
+
+
+def flip(path):
+    """One bit of a file, in its last byte, as a failing disk does it."""
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGE = {
+    "a flipped bit in the weights": lambda folder: flip(folder / "model.safetensors"),
+    "an edited config": lambda folder: (folder / "config.json").write_text((folder / "config.json").read_text().replace("3", "4")),
+    "another run's weights": lambda folder: write_tensors(folder / "model.safetensors", {"weight": torch.zeros(2, 3)}),
+    "an edited result": lambda folder: (folder / "outcomes.json").write_text('{"outcomes": [true, true]}'),
+    "a missing file": lambda folder: (folder / "outcomes.json").unlink(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_an_artifact_knows_its_own_bytes(tmp_path, damage):
+    folder = tmp_path / "sft"
+    folder.mkdir()
+    (folder / "outcomes.json").write_text('{"outcomes": [true, false]}')
+    provenance = make_provenance({}, {}, 0)
+    write_artifact(folder, "policy", {"width": 3}, TENSORS, provenance, "# A policy")
+    wanted = provenance["fingerprint"]
+    assert is_current(folder, wanted) and load_config(folder, "policy")
+    DAMAGE[damage](folder)
+    for use in (content_hash, lambda folder, command="": load_config(folder, "policy"), lambda *a: is_current(a[0], wanted, *a[1:])):
+        with pytest.raises(UserError, match=r"sft/\S+ (does not match its provenance|is missing).*make it again") as caught:
+            use(folder)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="`worldenv sft RECIPE --force`"):
+        content_hash(folder, "sft")
+
+
+def test_an_artifact_without_a_record_is_not_made_from(tmp_path):
+    save(tmp_path / "sft")
+    for text, told in (('{"fingerprint": "x"}', "does not record the files"), ("{", "truncated or damaged"), ("[]", "expected a JSON object")):
+        (tmp_path / "sft" / "provenance.json").write_text(text)
+        with pytest.raises(UserError, match=told):
+            content_hash(tmp_path / "sft")
+    (tmp_path / "sft" / "provenance.json").unlink()
+    with pytest.raises(UserError, match="nothing tells what it was made from"):
+        content_hash(tmp_path / "sft")
+
+
+def test_a_link_out_of_an_artifact_is_not_followed(tmp_path):
+    save(tmp_path / "sft")
+    (tmp_path / "sft" / "model.safetensors").rename(tmp_path / "elsewhere")
+    (tmp_path / "sft" / "model.safetensors").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="leads out of its artifact's folder"):
+        content_hash(tmp_path / "sft")
+
+
+def test_a_snapshot_of_the_hub_is_links_to_its_blobs(tmp_path):
+    snapshot = tmp_path / "models--me--it" / "snapshots" / ("a" * 40) / "sft"
+    save(snapshot)
+    blob = tmp_path / "models--me--it" / "blobs" / "1234"
+    blob.parent.mkdir()
+    (snapshot / "model.safetensors").rename(blob)
+    (snapshot / "model.safetensors").symlink_to(blob)
+    assert content_hash(snapshot)
+    flip(blob)
+    with pytest.raises(UserError, match="does not match its provenance"):
+        content_hash(snapshot)
 
 
 def test_fingerprint_and_is_current(tmp_path, monkeypatch):

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 
 from . import __version__, distributed
 from .atomic import read_json, read_tensors, recover, staged, sweep, write_json, write_tensors
+from .destination import check_destination as check_destination
 from .errors import UserError
+from .provenance import PROVENANCE, total_hash, verify, write_provenance
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,12 +25,20 @@ FORMAT = ".".join(__version__.split(".")[:2])  # artifacts of another major or m
 
 
 def write_artifact(folder: Path, kind: str, config: dict, tensors: "dict[str, torch.Tensor] | None", provenance: dict, card: str) -> None:
-    """Write an artifact's own files into a folder that may hold others (a dataset's); inside `staged`, for it to appear whole."""
-    write_json(folder / "config.json", {**config, "kind": kind, "worldenv_version": __version__})
-    write_json(folder / "provenance.json", provenance)
+    """Write an artifact's own files into a folder that may hold others (a dataset's); inside `staged`, for it to appear whole.
+
+    Call it last: provenance.json records the sha256 of every file that is there by then.
+    """
+    mark(folder, kind, config)
     write_card(folder, kind, card)
     if tensors is not None:
         write_tensors(folder / TENSORS, tensors)
+    write_provenance(folder, provenance)
+
+
+def mark(folder: Path, kind: str, config: dict | None = None) -> None:
+    """Write config.json, by which a folder is known to be of this project, and of which kind."""
+    write_json(folder / "config.json", {**(config or {}), "kind": kind, "worldenv_version": __version__})
 
 
 def write_card(folder: Path, kind: str, card: str) -> None:
@@ -64,6 +74,8 @@ def load_config(folder: Path, kind: str, made_by: str = "make it first") -> dict
         raise UserError(
             f"{path} was written by worldenv {version}: this is {__version__}, which reads {FORMAT}.*; install that version or make it again"
         )
+    if (Path(folder) / PROVENANCE).is_file():
+        verify(Path(folder))
     return config
 
 
@@ -99,19 +111,15 @@ def misfits(wanted: dict[str, tuple], found: dict[str, tuple]) -> str:
 # Provenance
 
 
-def content_hash(folder: Path) -> str:
-    """sha256 of what an artifact holds. Cards, provenance and hidden files (the Hub adds .gitattributes) may change without consequence."""
+def content_hash(folder: Path, command: str = "") -> str:
+    """One sha256 for what an artifact holds, once its files are known to be those that were written. Its card may change without consequence.
+
+    Raises UserError where a file was changed, and where there is no artifact; `command` is the one that makes it.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder} does not exist: expected an artifact's folder there")
-    whole = hashlib.sha256()
-    for path in sorted(folder.rglob("*"), key=lambda path: path.relative_to(folder).as_posix()):
-        name = path.relative_to(folder).as_posix()
-        if name in ("README.md", "provenance.json") or any(part.startswith(".") for part in name.split("/")) or not path.is_file():
-            continue
-        with path.open("rb") as file:
-            whole.update(f"{name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-    return whole.hexdigest()
+    return total_hash(verify(folder, command))
 
 
 def fingerprint(settings: dict, inputs: dict[str, str]) -> str:
@@ -120,14 +128,17 @@ def fingerprint(settings: dict, inputs: dict[str, str]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def is_current(folder: Path, wanted: str) -> bool:
-    """Whether `folder` holds what a stage of that fingerprint would write."""
+def is_current(folder: Path, wanted: str, command: str = "") -> bool:
+    """Whether `folder` holds what a stage of that fingerprint would write. Raises UserError where it does, but a file was changed since."""
     recover(folder)
-    path = Path(folder) / "provenance.json"
+    path = Path(folder) / PROVENANCE
     try:
-        return path.is_file() and read_json(path).get("fingerprint") == wanted
+        current = path.is_file() and read_json(path).get("fingerprint") == wanted
     except UserError:
         return False
+    if current:
+        verify(Path(folder), command)
+    return current
 
 
 def make_provenance(settings: dict, inputs: dict[str, str], seed: int) -> dict:

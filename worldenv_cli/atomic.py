@@ -103,6 +103,34 @@ def disk_full_message(path: Path) -> str:
     return f"the disk is full: could not write {path} ({free:.0f} MiB free there); free some space and run it again, it continues"
 
 
+OS_ERRORS = {  # what each says of the place that the error names, and what to do
+    PermissionError: "no permission, or read-only: choose another place, or change its permissions",
+    IsADirectoryError: "is a folder, where a file was expected: check the path",
+    NotADirectoryError: "a part of this path is a file, where a folder was expected: check the path",
+    FileNotFoundError: "does not exist: check the path",
+    FileExistsError: "exists, and is not what was expected there: move it away or choose another place",
+}
+OS_NUMBERS = {
+    errno.EROFS: "is on a read-only file system: choose another place",
+    errno.ENAMETOOLONG: "is too long for a name: choose a shorter one",
+    errno.ELOOP: "is a symbolic link that leads to itself: check the path",
+    errno.EBUSY: "is in use, a mounted folder say: choose a folder inside or beside it",
+    errno.EXDEV: "lies on two file systems: choose a place on one of them",
+    errno.ENOTEMPTY: "is not empty: move away what lies there",
+    errno.EIO: "cannot be read or written, the disk or the network behind it fails: check the machine",
+    errno.ESTALE: "is gone from the network file system: run the same command again",
+}
+
+
+def os_error_message(error: BaseException) -> str | None:
+    """One line for an operating system's error that names a path, which is the user's to mend; None for any other error."""
+    path = getattr(error, "filename", None)
+    if not isinstance(error, OSError) or not path:
+        return None
+    told = OS_NUMBERS.get(error.errno or 0) or next((text for kind, text in OS_ERRORS.items() if isinstance(error, kind)), None)
+    return f"{os.fsdecode(path)}: {told}" if told else None
+
+
 def write_tensors(path: Path, tensors: "dict[str, torch.Tensor]") -> None:
     """One safetensors file. Tied tensors are written once for each name, because safetensors refuses to share memory."""
     from safetensors.torch import save_file
@@ -118,7 +146,22 @@ def write_tensors(path: Path, tensors: "dict[str, torch.Tensor]") -> None:
 
 
 def write_json(path: Path, value: dict) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file beside its place and rename it: it is there whole, or as it was before."""
+    path = Path(os.path.realpath(path))
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        with disk_full_told(path), partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 @contextmanager

@@ -97,7 +97,10 @@ def inspect(
     """What is in a dataset, or in recorded data."""
     with _told(debug):
         from .data.inspection import inspect_source, print_inspection
+        from .destination import check_destination
 
+        if sheet is not None:
+            check_destination(sheet, "file", [Path(source) for source in sources])
         for source in _opened(sources, format, state, action, instruction, filter_key, control_hz, False):
             print_inspection(inspect_source(source), sheet)
 
@@ -184,11 +187,10 @@ def pool(
 ):
     """Runs of several training seeds -> one report."""
     with _told(debug):
-        from .evaluation.pool import pool_runs
-        from .evaluation.report import publish
+        from .evaluation.pool import publish_pool
         from .hub import resolve
 
-        publish(out, pool_runs([resolve(run) for run in runs]))
+        publish_pool(out, [resolve(run) for run in runs])
 
 
 @app.command("push-to-hub")
@@ -284,7 +286,7 @@ def _told(debug: bool) -> Iterator[None]:
 
 
 def _message(error: BaseException, debug: bool) -> tuple[str, int]:
-    from .atomic import disk_full_message, is_disk_full
+    from .atomic import disk_full_message, is_disk_full, os_error_message
     from .errors import UserError
 
     if isinstance(error, KeyboardInterrupt):
@@ -293,6 +295,8 @@ def _message(error: BaseException, debug: bool) -> tuple[str, int]:
         return f"error: {error}", 2
     if is_disk_full(error):
         return f"error: {disk_full_message(Path(getattr(error, 'filename', None) or '.'))}", 2
+    if (told := os_error_message(error)) is not None:
+        return f"error: {told}", 2
     text = " ".join(str(error).split())
     hint = "" if debug else "; run again with --debug for the traceback"
     return f"internal error: {type(error).__name__}{': ' if text else ''}{text}{hint}", 1

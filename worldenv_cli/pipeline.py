@@ -9,9 +9,10 @@ from functools import cached_property
 from pathlib import Path
 
 from . import distributed
-from .artifacts import Checkpoint, content_hash, fingerprint, is_current, make_provenance
+from .artifacts import Checkpoint, content_hash, fingerprint, is_current, make_provenance, mark
 from .atomic import read_json, staged, write_json
 from .data.dataset import Episode, read_dataset
+from .destination import check_destination
 from .errors import UserError
 from .memory import keep_freed_memory, peak_memory_gb
 from .progress import Metrics, say
@@ -31,8 +32,11 @@ class Run:
         self._planned: set[str] = set()  # in a dry run: what would be made, so that what depends on it would be made too
         self._alone = distributed.count() == 1  # what only one process does
         distributed.begin()
+        if distributed.first():
+            check_destination(self.folder, "run")
         if not dry_run and distributed.first():
             self.folder.mkdir(parents=True, exist_ok=True)
+            mark(self.folder, "run")
             (self.folder / "recipe.yaml").write_text(resolved_yaml(recipe))
 
     @cached_property

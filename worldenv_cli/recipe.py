@@ -11,20 +11,14 @@ from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError, mode
 from pydantic_core import PydanticUndefined
 
 from .config import Config
-from .data.expert import IngestConfig
-from .data.explore import ExploreConfig
-from .envs.config import EnvConfig
+from .data.config import ExploreConfig, IngestConfig
+from .envs.config import EnvConfig, WorldEnvConfig
 from .errors import UserError
-from .evaluation.protocol import EvalConfig
-from .policies.compact import CompactPolicyConfig
-from .policies.sft import SFTConfig
-from .policies.vla import VLAConfig
-from .post_train.rounds import PostTrainConfig
-from .reflector.compact import ReflectorConfig
-from .reflector.train import CalibrateConfig
-from .simulator.simulator import SimulatorConfig
-from .simulator.train import SimulateConfig
-from .world_env import WorldEnvConfig
+from .evaluation.config import EvalConfig
+from .policies.config import CompactPolicyConfig, SFTConfig, VLAConfig
+from .post_train.config import PostTrainConfig
+from .reflector.config import CalibrateConfig, ReflectorConfig
+from .simulator.config import SimulateConfig, SimulatorConfig
 
 SHIPPED = Path(__file__).resolve().parent.parent / "recipes"
 C = TypeVar("C", bound=Config)

@@ -15,6 +15,7 @@ from .models import new_policy, save_model
 from .pipeline import Run
 from .policies.load import check_checkpoint
 from .policies.vla import CONVERTED, VLAConfig, checkpoint_folder, is_on_the_hub
+from .provenance import write_provenance
 from .recipe import Recipe
 from .rollout import environment_steps
 
@@ -165,7 +166,7 @@ def compare(run: Run) -> None:
         simulator, policy = run.model("simulator", "simulator"), run.model("sft", "policy")
         found = compare_objectives(simulator, trained, held_out, run.recipe.simulate, policy, run.recipe.seed)
         write_json(folder / "comparison.json", {"n_episodes": len(held_out), "compared": found})
-        write_json(folder / "provenance.json", provenance)
+        write_provenance(folder, provenance)
 
     run.artifact("comparison", run.settings("simulate"), needs("demonstrations", "exploration", "sft", "simulator"), make)
 
@@ -187,7 +188,8 @@ def calibrate(run: Run) -> None:
 
 def make_reflector(run: Run, name: str, folder: Path, provenance: dict, reflector, simulator, episodes: list[Episode], config) -> None:
     """Train, calibrate and measure a reflector on real frames and on the simulator's replays, and write it."""
-    from .reflector.report import measured_errors
+    from .progress import say
+    from .reflector.report import measured_errors, why_never
     from .reflector.train import calibrate as set_calibration
     from .reflector.train import imagined_sequences, real_sequences, score_sequences, train_reflector
 
@@ -203,10 +205,14 @@ def make_reflector(run: Run, name: str, folder: Path, provenance: dict, reflecto
         checkpoint=run.checkpoint(name),
         metrics=run.metrics(name),
     )
-    set_calibration(reflector, real["calibration"], imagined["calibration"], config.calibration)
+    shortage = set_calibration(reflector, real["calibration"], imagined["calibration"], config.calibration)
     measured = measured_errors(
         score_sequences(reflector, real["held-out"]), score_sequences(reflector, imagined["held-out"]), reflector.threshold.item()
     )
+    if shortage:
+        measured["shortage"] = shortage | {"message": why_never(shortage)}
+        more = f"{shortage['needed'] - shortage['failed']} more, by explore.episodes or calibrate.calibration_share"
+        say(f"{name}: {why_never(shortage)}; it takes {more}, or a larger calibrate.calibration.false_termination")
     write_json(folder / "errors.json", measured)
     save_model(folder, "reflector", reflector, provenance, cards.reflector(reflector, measured))
 

@@ -17,6 +17,7 @@ from .. import cards
 from ..artifacts import fingerprint, is_current, make_provenance, package_versions, write_artifact
 from ..atomic import staged
 from ..config import Config
+from ..destination import check_destination
 from ..errors import UserError
 from ..hub import downloaded, files_of, state_of
 from ..progress import say, track
@@ -66,6 +67,7 @@ def ingest_sources(
 
     Raises UserError where the sources' schemas differ, before anything is read.
     """
+    check_destination(out, "dataset", [source.path for source in sources])
     first = sources[0]
     for other in sources[1:]:
         _same_schema(first, other, selection.resize is not None)

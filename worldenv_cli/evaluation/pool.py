@@ -5,9 +5,21 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from ..artifacts import mark
 from ..atomic import read_json
+from ..destination import check_destination
 from ..errors import UserError
 from .protocol import STOP_COUNTS, arm, compare
+from .report import publish
+
+
+def publish_pool(out: Path, folders: list[Path]) -> None:
+    """`pool_runs` as eval.json, report.html and a card in `out`, which config.json marks as a pool's. Raises UserError before anything is written."""
+    check_destination(out, "pool", folders)
+    report = pool_runs(folders)
+    out.mkdir(parents=True, exist_ok=True)
+    mark(out, "pool")
+    publish(out, report)
 
 
 def pool_runs(folders: list[Path]) -> dict:

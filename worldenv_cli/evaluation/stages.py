@@ -5,12 +5,14 @@ import numpy as np
 from ..artifacts import package_versions
 from ..atomic import read_json, write_json
 from ..data.dataset import read_description
+from ..data.explore import of_split
 from ..envs.starts import starts
 from ..pipeline import Run
 from ..post_train.lineage import all_real_data, models_of, read_gate, read_updates, real_data
 from ..post_train.rounds import imagined_success
 from ..post_train.starts import reset_frames, start_pool
 from ..progress import say
+from ..provenance import write_provenance
 from ..recipe import resolved_yaml
 from ..rollout import play
 from ..simulator.simulator import history_until
@@ -40,25 +42,33 @@ def arms(run: Run) -> dict[str, tuple[str, list[str]]]:
 def evaluate_imagined(run: Run) -> None:
     """Every arm in the last round's simulator and reflector, from the first frames of starts that it plays in reality too.
 
-    From other starts the two would differ by which starts were drawn: a tenth and more with 50 of a task.
+    From other starts the two would differ by which starts were drawn: a tenth and more with 50 of a task. Where post-training takes no resets
+    (`post_train.resets=0`) none are taken here: arms begin at the first frames of held-out exploration, and no environment is opened.
     """
     config, (simulator, reflector) = run.recipe, models_of(run.recipe.post_train.rounds)
     policies = {name: policy for name, (policy, _) in arms(run).items()}
+    logged = not config.post_train.resets
 
     def make(folder, provenance):
         env_model = run.model(simulator, "simulator"), run.model(reflector, "reflector")
         count = min(config.eval.imagined_starts, config.eval.starts)
-        chosen = starts("evaluation", config.env.tasks, count, offset=config.eval.offset)
-        pool = start_pool([], reset_frames(run.env(), chosen), env_model[0].config.camera, env_model[0].config.chunk, config.seed)
+        episodes, frames = [], []
+        if logged:
+            episodes = of_split([episode for episode in run.episodes("exploration") if "split" in episode.info], "held-out")
+        else:
+            frames = reset_frames(run.env(), starts("evaluation", config.env.tasks, count, offset=config.eval.offset))
+        pool = start_pool(episodes, frames, env_model[0].config.camera, env_model[0].config.chunk, config.seed)
         env = WorldEnv(*env_model, config.world_env, [h for found in pool.first.values() for h in found])
         tasks = list(config.env.tasks)
         found = {name: imagined_success(run.model(path, "policy"), env, pool, tasks, count, config.seed) for name, path in policies.items()}
-        write_json(folder / "imagined.json", {"n": count, "arms": found})
-        write_json(folder / "provenance.json", provenance)
+        write_json(folder / "imagined.json", {"n": count, "arms": found} | ({"starts": "held-out exploration"} if logged else {}))
+        write_provenance(folder, provenance)
         for name, values in found.items():
             say(f"imagined success of {name}: " + ", ".join(f"{task} {value:.2f}" for task, value in values.items()))
 
-    run.artifact("eval/imagined", run.settings("eval", "world_env", "env"), needs(simulator, reflector, *policies.values()), make)
+    settings = run.settings("eval", "world_env", "env") | ({"starts": "held-out exploration"} if logged else {})
+    inputs = needs(simulator, reflector, *policies.values(), *(["exploration"] if logged else []))
+    run.artifact("eval/imagined", settings, inputs, make)
 
 
 def evaluate_real(run: Run) -> None:
@@ -88,7 +98,7 @@ def _play_arm(run: Run, name: str, policy: str) -> None:
             result |= stopping(to_the_end, run.model(reflector, "reflector"))
             _film(run, folder, to_the_end)
         write_json(folder / "outcomes.json", result)
-        write_json(folder / "provenance.json", provenance)
+        write_provenance(folder, provenance)
 
     protocol = run.settings("env") | {"starts": recipe.eval.starts, "offset": recipe.eval.offset, "stops": stops}
     run.artifact(f"eval/{slug}", protocol, needs(policy, *([reflector] if stops else [])), make)
@@ -168,8 +178,9 @@ def _report(run: Run) -> dict:
 
 
 def _agreement(imagined: dict, found: dict[str, dict], tasks: list[str]) -> list[dict]:
-    """Imagined and real success of every arm and task, both from the starts that were imagined: the first ones."""
-    rows, same = [], imagined["n"] * len(set(tasks))
+    """Imagined and real success of every arm and task, both from the starts that were imagined: the first ones. Where logged frames were imagined,
+    the real success of all starts."""
+    rows, same = [], len(tasks) if "starts" in imagined else imagined["n"] * len(set(tasks))
     for name, values in imagined["arms"].items():
         real = by_task(tasks[:same], np.array(found[name]["outcomes"])[:same])
         for task, value in values.items():

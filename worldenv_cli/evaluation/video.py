@@ -11,6 +11,9 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
+
+from ..destination import SOFTWARE
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +102,9 @@ def contact_sheet(path: str | Path, rows: list[tuple[str, np.ndarray]], columns:
         blocks.append(np.concatenate([caption(label, strip.shape[1]), strip]))
     width = max(block.shape[1] for block in blocks)
     padded = [np.pad(block, ((0, 0), (0, width - block.shape[1]), (0, 0))) for block in blocks]
-    Image.fromarray(np.concatenate(padded)).save(path)
+    known = PngInfo()
+    known.add_text("Software", SOFTWARE)  # so that this file, and no other, may be drawn anew
+    Image.fromarray(np.concatenate(padded)).save(path, format="PNG", pnginfo=known)
     return path
 
 

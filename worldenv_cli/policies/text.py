@@ -8,24 +8,16 @@ import math
 from typing import TYPE_CHECKING
 
 import torch
-from pydantic import Field
 from torch import nn
 
 from ..atomic import read_json
-from ..config import Config
 from ..errors import UserError
+from .config import TextConfig
 from .parts import REFUSALS, SMALL, configuration, part, tokenizer, told_by
 from .shards import check_layers, stored
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-
-class TextConfig(Config):
-    pretrained: str | None = Field(None, description="Hub name of a frozen text encoder; none: a small one trained from bytes")
-    width: int = 64
-    layers: int = Field(2, ge=1)
-    max_tokens: int = Field(96, ge=8)
 
 
 class TextEncoder(nn.Module):

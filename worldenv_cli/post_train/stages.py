@@ -131,8 +131,10 @@ def _imagination(run: Run, number: int) -> tuple[WorldEnv, StartPool]:
 
 @lru_cache(maxsize=1)
 def _first_frames(run: Run, number: int) -> list[tuple[str, History]]:
-    """A round's extra resets: its gate, its updates and its control begin from the same ones."""
+    """A round's extra resets: its gate, its updates and its control begin from the same ones. Without any, no environment is opened."""
     recipe = run.recipe
+    if not recipe.post_train.resets:
+        return []
     return reset_frames(run.env(), starts("frames", recipe.env.tasks, recipe.post_train.resets, offset=1000 * number, run_seed=recipe.seed))
 
 
