@@ -106,7 +106,7 @@ def explore(run: Run) -> None:
         episodes = explore_with(run.env(), policy, recipe.explore, recipe.calibrate.calibration_share, recipe.seed, run.kept("exploration"))
         save_dataset(run, folder, episodes, provenance, "rollouts of the fine-tuned policy with exploration noise", environment_steps(episodes))
 
-    chosen = run.settings("env", "explore") | {"calibration_share": run.recipe.calibrate.calibration_share}
+    chosen = run.settings("env", "explore", "calibrate.calibration_share")
     run.artifact("exploration", chosen, needs("sft"), make)
 
 
