@@ -27,11 +27,11 @@ def needs(*names: str) -> dict[str, str]:
     return {name: MADE_BY.get(name, "post-train") for name in names}
 
 
-def check_policy(recipe: Recipe, stages: list[str] | None) -> None:
+def check_policy(recipe: Recipe, stages: list[str]) -> None:
     """Whether a VLA's checkpoint is there and fits, told before anything is made. For `ingest` alone a folder must be there, and no more."""
     if not isinstance(recipe.policy, VLAConfig):
         return
-    if stages is None or "sft" in stages:
+    if "sft" in stages:
         check_checkpoint(recipe.policy)
     elif "ingest" in stages and not is_on_the_hub(recipe.policy):
         checkpoint_folder(recipe.policy, weights=False)
@@ -118,7 +118,7 @@ def explore(run: Run) -> None:
         episodes = explore_with(run.env(), policy, recipe.explore, recipe.calibrate.calibration_share, recipe.seed, run.kept("exploration"))
         save_dataset(run, folder, episodes, provenance, "rollouts of the fine-tuned policy with exploration noise", environment_steps(episodes))
 
-    chosen = run.settings("env", "explore") | {"calibration_share": run.recipe.calibrate.calibration_share}
+    chosen = run.settings("env", "explore", "calibrate.calibration_share")
     run.artifact("exploration", chosen, needs("sft"), make)
 
 

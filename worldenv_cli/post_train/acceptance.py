@@ -39,7 +39,7 @@ def play_test(run: Run, candidate: str, policy: str) -> None:
         episodes = play(run.env(), chosen, run.model(policy, "policy"), description=f"acceptance test: {policy}", keep=run.kept(name))
         save_dataset(run, folder, episodes, provenance, f"acceptance test of {policy}", environment_steps(episodes))
 
-    run.artifact(name, {"validation": recipe.post_train.validation, **run.settings("env")}, needs(policy), make)
+    run.artifact(name, run.settings("post_train.validation", "env"), needs(policy), make)
 
 
 def accepted(run: Run, name: str, kind: str) -> None:
@@ -54,7 +54,7 @@ def accepted(run: Run, name: str, kind: str) -> None:
             choice[task] = choose(counts, task, usable) if counts else usable[-1]
         _save(run, folder, provenance, name, found, choice, "start", counts)
 
-    run.artifact(name, {"tasks": run.recipe.env.tasks}, needs(*found.values(), f"rounds/{rounds}/gate", *tests.values()), make)
+    run.artifact(name, run.settings("env.tasks"), needs(*found.values(), f"rounds/{rounds}/gate", *tests.values()), make)
 
 
 def rival(run: Run) -> None:
@@ -66,7 +66,7 @@ def rival(run: Run) -> None:
         choice = {task: "sft" if counts and choose(counts, task, list(counts)) == "sft" else "cloned" for task in run.recipe.env.tasks}
         _save(run, folder, provenance, "rival", members, choice, "cloned", counts)
 
-    run.artifact("rival", {"tasks": run.recipe.env.tasks}, needs(*members.values(), *tests.values()), make)
+    run.artifact("rival", run.settings("env.tasks"), needs(*members.values(), *tests.values()), make)
 
 
 def _save(run: Run, folder, provenance: dict, name: str, members: dict[str, str], choice: dict[str, str], default: str, counts: dict) -> None:
