@@ -11,7 +11,16 @@ from collections.abc import Iterable
 from difflib import SequenceMatcher
 
 FILLERS = {"a", "an", "the", "please", "kindly", "now", "can", "could", "would", "you"}
-OPPOSITES = [{"open", "close"}, {"on", "off"}, {"left", "right"}, {"up", "down"}, {"top", "bottom"}, {"front", "back"}, {"in", "out"}, {"push", "pull"}]
+OPPOSITES = [
+    {"open", "close"},
+    {"on", "off"},
+    {"left", "right"},
+    {"up", "down"},
+    {"top", "bottom"},
+    {"front", "back"},
+    {"in", "out"},
+    {"push", "pull"},
+]
 COMMON = 0.75  # of the different words of both, from which two instructions are near
 SPELLING = 0.8  # difflib's ratio, from which two words are the same one
 

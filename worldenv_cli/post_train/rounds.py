@@ -2,6 +2,7 @@
 
 import zlib
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -27,6 +28,9 @@ class PostTrainConfig(Config):
     probe_noise: tuple[float, ...] = (0.0, 0.08)
     resets: int = Field(60, ge=0, description="extra first frames of each task: a reset each, no environment step")
     validation: int = Field(25, ge=0, description="real starts of each task, to choose SFT, start or tuned; 0: no test, open tasks are tuned")
+    unknown_instruction: Literal["tuned", "sft", "refuse"] = Field(
+        "tuned", description="which policy plays an instruction that is near none of env.tasks; tuned: the last one that any task uses"
+    )
     lora: LoraSettings = LoraSettings()
     gate: GateConfig = GateConfig()
     updates: UpdatesConfig = UpdatesConfig()
