@@ -43,12 +43,14 @@ def mark(folder: Path, kind: str, config: dict | None = None) -> None:
 
 def write_card(folder: Path, kind: str, card: str) -> None:
     """README.md with the front matter that the Hub reads; a dataset's says where its tables lie and that lerobot opens it."""
+    from huggingface_hub import DatasetCardData, ModelCardData
+
     if kind == "dataset":
-        known = ["task_categories:", "- robotics", "tags:", "- LeRobot", "- worldenv"]
-        known += ["configs:", "- config_name: default", "  data_files: data/*/*.parquet"]
+        configs = [{"config_name": "default", "data_files": "data/*/*.parquet"}]
+        data = DatasetCardData(task_categories=["robotics"], tags=["LeRobot", "worldenv"], configs=configs)
     else:
-        known = ["library_name: worldenv", "pipeline_tag: robotics", "tags:", "- worldenv", "- robotics", f"- {kind}"]
-    (folder / "README.md").write_text("\n".join(["---", *known, "---", "", card.strip(), ""]), encoding="utf-8")
+        data = ModelCardData(library_name="worldenv", pipeline_tag="robotics", tags=["worldenv", "robotics", kind])
+    (folder / "README.md").write_text(f"---\n{data.to_yaml()}\n---\n\n{card.strip()}\n", encoding="utf-8")
 
 
 def save_artifact(folder: Path, kind: str, config: dict, tensors: "dict[str, torch.Tensor] | None", provenance: dict, card: str) -> None:

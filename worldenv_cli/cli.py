@@ -201,13 +201,14 @@ def push_to_hub(
     merged: Annotated[bool, typer.Option("--merged", help="A policy's adapter as part of its weights.")] = False,
     base_model: Annotated[str | None, typer.Option(metavar="OWNER/NAME", help="For the card: what it was made from.")] = None,
     datasets: Annotated[list[str] | None, typer.Option("--dataset", metavar="OWNER/NAME", help="For the card. May be repeated.")] = None,
+    license: Annotated[str | None, typer.Option(metavar="NAME", help="For the card, as the Hub calls it: apache-2.0, mit, ...")] = None,
     debug: Debug = False,
 ):
     """A run or artifact -> the Hub, what changed of it."""
     with _told(debug):
         from .push import push
 
-        print(push(folder, repository, public=public, merged=merged, base_model=base_model, datasets=datasets or ()))
+        print(push(folder, repository, public=public, merged=merged, base_model=base_model, datasets=datasets or (), license=license))
 
 
 @app.command()
