@@ -39,15 +39,17 @@ def _counts(task: str, episodes: Sequence[Episode]) -> str:
 def ingested(description: dict, episodes: Sequence[tuple[str, int]]) -> str:
     """episodes: (instruction, actions) of each."""
     lengths: dict[str, list[int]] = {}
+    scale = "recorded = offset + unit * action, see meta/worldenv.json" if "offset" in description["action"] else "as they were recorded"
     for task, length in episodes:
         lengths.setdefault(task, []).append(length)
     return "\n".join(
         [
             f"# Demonstrations from {', '.join(sorted({source['format'] for source in description['sources']}))}",
             "",
-            f"LeRobotDataset v3.0, {description['control_hz']} Hz control, {len(episodes)} episodes. Success: {description['success']}.",
-            f"Actions in [-1, 1]: {description['action']['meaning']}.",
-            *(f"Camera {name}: {found['orientation']}." for name, found in description["cameras"].items()),
+            f"LeRobotDataset v3.0, {description['control_hz']} Hz control, {len(episodes)} episodes.",
+            *(f"Outcomes of {found['source']}: {found['episodes']} ({found['known']})." for found in description["outcome"]),
+            f"Actions in [-1, 1]: {description['action']['meaning']}; {scale}.",
+            *(f"Camera {name}: {found['orientation'] or 'orientation unknown'}." for name, found in description["cameras"].items()),
             "",
             "| instruction | episodes | mean control steps |",
             "|---|---|---|",
