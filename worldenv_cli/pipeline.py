@@ -87,7 +87,7 @@ class Run:
     def settings(self, *sections: str) -> dict:
         """The recipe's sections that an artifact depends on, and the seed. What only says how it is computed is left out."""
         resolved = self.recipe.model_dump(mode="json")
-        how = ("workers", "rows", "renderer", "python", "assets", "kind")  # the kind shows in what else there is
+        how = ("workers", "rows", "worker_timeout", "renderer", "python", "assets", "kind")  # the kind shows in what else there is
         resolved["env"] = {key: value for key, value in resolved["env"].items() if key not in how}
         return {section: resolved[section] for section in sections} | {"seed": self.recipe.seed}
 

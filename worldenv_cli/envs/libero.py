@@ -25,6 +25,7 @@ from ..config import Config
 from .libero_package import find_assets, find_package, point_at, read_init_states
 from .libero_tasks import SUITES, instruction
 from .starts import evaluation_number
+from .success import achieved
 
 STATE_NAMES = ("x", "y", "z", "rx", "ry", "rz", "finger_left", "finger_right")  # metres, axis-angle in radians, metres from the middle
 ACTION_NAMES = ("dx", "dy", "dz", "drx", "dry", "drz", "gripper")  # each in [-1, 1]
@@ -63,6 +64,7 @@ class LiberoConfig(Config):
     action_repeat: Literal[1] = 1
     workers: int = Field(2, ge=1)
     rows: int = Field(2, ge=1, description="episodes played side by side, all workers together; each takes 100 MB, each worker a GB")
+    worker_timeout: float = Field(60, gt=0, description="seconds that a worker may take for each row it is asked about, before it is started anew")
     linger: int = Field(1, ge=0, description="action chunks played on after a success, where an episode ends with it")
     renderer: Literal["auto", "egl", "osmesa", "glfw"] = "auto"
     python: str | None = Field(None, description="interpreter of the workers: LIBERO pins what little else can live with")
@@ -217,7 +219,7 @@ class LiberoTask:
     def step(self, action: np.ndarray) -> tuple[dict, bool]:
         """One control step of 50 ms with action (7,) in [-1, 1]. True while LIBERO calls the task achieved."""
         self.observation, _, success, _ = self.env.step(np.clip(np.asarray(action, dtype=np.float64), -1, 1))
-        return self.observation, bool(success)
+        return self.observation, achieved(success, self.name)
 
     def state(self) -> np.ndarray:
         """Proprioception (8,) float32: see STATE_NAMES."""
