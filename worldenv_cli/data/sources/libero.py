@@ -12,9 +12,9 @@ import numpy as np
 
 from ...errors import UserError
 from ..layout import Episode, check_finite
+from ..outcomes import at_the_end
 from . import hdf5
 from .geometry import mujoco_camera
-from ..outcomes import at_the_end
 from .source import MIRRORED, Listed, Source, SourceConfig, validated
 
 CAMERAS = {"agentview_rgb": "image", "eye_in_hand_rgb": "wrist_image"}  # the names that the field's datasets use

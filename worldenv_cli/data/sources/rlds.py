@@ -13,8 +13,8 @@ from pydantic import BaseModel, PositiveInt
 
 from ...errors import UserError
 from ..layout import Episode, check_finite
-from ..pictures import decoded
 from ..outcomes import rewarded, so_far
+from ..pictures import decoded
 from .source import MIRRORED, Listed, Source, SourceConfig, check_picture, validated
 from .tfrecord import read_record, records
 

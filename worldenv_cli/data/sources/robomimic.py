@@ -6,9 +6,9 @@ import numpy as np
 
 from ...errors import UserError
 from ..layout import Episode, check_finite
+from ..outcomes import rewarded, so_far
 from . import hdf5
 from .geometry import from_camera_to_world
-from ..outcomes import rewarded, so_far
 from .source import UPRIGHT, Listed, Source, SourceConfig, validated
 
 STATE = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeVar
 
-import numpy as np
 from pydantic import BaseModel, Field, ValidationError
 
 from ...config import Config
