@@ -215,7 +215,9 @@ def test_stages_one_by_one_make_what_the_run_made(finished, mini, tmp_path, caps
     run_stages(mini, tmp_path, ["sft"])
     one, other = load_tensors(finished.folder / "sft"), load_tensors(tmp_path / "sft")
     assert one.keys() == other.keys() and all((one[name] == other[name]).all() for name in one)
-    run_stages(load_recipe(MINI, ["sft.steps=3"]), tmp_path, ["sft"])
+    with pytest.raises(UserError, match="sft was made with another recipe: sft.steps was 30, here it is 3; .*--force"):
+        run_stages(load_recipe(MINI, ["sft.steps=3"]), tmp_path, ["sft"])
+    run_stages(load_recipe(MINI, ["sft.steps=3"]), tmp_path, ["sft"], force=True)
     assert any((load_tensors(tmp_path / "sft")[name] != one[name]).any() for name in one)
     before = (tmp_path / "sft" / "provenance.json").stat().st_mtime_ns
     run_stages(load_recipe(MINI, ["sft.steps=3"]), tmp_path, ["sft"], force=True)

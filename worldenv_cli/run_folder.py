@@ -1,5 +1,6 @@
 """The files of a run that are not artifacts: its recipe and mark, what is unfinished, times, and `.replaced`, where what is replaced is kept."""
 
+import itertools
 import shutil
 import time
 from functools import cached_property
@@ -32,7 +33,8 @@ class RunFolder:
     @cached_property
     def _aside(self) -> Path:
         """Where this command keeps what it replaces."""
-        return self.folder / self.REPLACED / time.strftime("%Y%m%d-%H%M%S")
+        now = self.folder / self.REPLACED / time.strftime("%Y%m%d-%H%M%S")
+        return next(place for number in itertools.count(1) if not (place := now.with_name(f"{now.name}-{number}" if number > 1 else now.name)).exists())
 
     def check_name(self) -> None:
         """Raises UserError for the folder of a recipe with another name, after which its report is called."""
@@ -50,16 +52,15 @@ class RunFolder:
         return self._aside / name
 
     def set_aside(self, names: list[str]) -> None:
-        """Move artifacts that no longer belong to the others into `.replaced`, with their figures and the reports that tell of them."""
-        if not names:
-            return
+        """Move artifacts that no longer belong to the others into `.replaced`, with their figures, and before them the reports that tell of them."""
+        for report in REPORTS:
+            self._move(report)
         for name in names:
             self._move(name)
             self._move(f"metrics/{name}")
-        for report in REPORTS:
-            self._move(report)
-        self._note({name: None for name in names})
-        say(f"set aside in {self._aside}: {', '.join(names)}, and the reports of them; delete that folder when you do not need it")
+        if names:
+            self._note({name: None for name in names})
+            say(f"set aside in {self._aside}: {', '.join(names)}, and the reports of them; delete that folder when you do not need it")
 
     def _move(self, name: str) -> None:
         path = self.folder / name
