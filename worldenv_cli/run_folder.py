@@ -34,7 +34,9 @@ class RunFolder:
     def _aside(self) -> Path:
         """Where this command keeps what it replaces."""
         now = self.folder / self.REPLACED / time.strftime("%Y%m%d-%H%M%S")
-        return next(place for number in itertools.count(1) if not (place := now.with_name(f"{now.name}-{number}" if number > 1 else now.name)).exists())
+        return next(
+            place for number in itertools.count(1) if not (place := now.with_name(f"{now.name}-{number}" if number > 1 else now.name)).exists()
+        )
 
     def check_name(self) -> None:
         """Raises UserError for the folder of a recipe with another name, after which its report is called."""
