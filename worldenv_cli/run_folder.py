@@ -33,10 +33,9 @@ class RunFolder:
     @cached_property
     def _aside(self) -> Path:
         """Where this command keeps what it replaces."""
-        now = self.folder / self.REPLACED / time.strftime("%Y%m%d-%H%M%S")
-        return next(
-            place for number in itertools.count(1) if not (place := now.with_name(f"{now.name}-{number}" if number > 1 else now.name)).exists()
-        )
+        now, parent = time.strftime("%Y%m%d-%H%M%S"), self.folder / self.REPLACED
+        names = itertools.chain([now], (f"{now}-{number}" for number in itertools.count(2)))
+        return next(parent / name for name in names if not (parent / name).exists())
 
     def check_name(self) -> None:
         """Raises UserError for the folder of a recipe with another name, after which its report is called."""
