@@ -30,7 +30,7 @@ class Conflict:
 
 
 class Ancestry:
-    """`declared(name)` is what the recipe says of an artifact, None where it makes no such one."""
+    """`declared(name)` is what the recipe says of an artifact, None where it makes no such one; it raises UserError where it cannot say."""
 
     def __init__(self, folder: Path, declared: Callable[[str], Declaration | None]):
         self.folder, self.declared = folder, declared
@@ -40,7 +40,7 @@ class Ancestry:
     def hash(self, name: str) -> str:
         """The content hash of an artifact whose files are those that were written; read once. Raises UserError where they are not."""
         if name not in self._hashes:
-            declaration = self.declared(name)
+            declaration = self._declaration(name)
             self._hashes[name] = content_hash(self.folder / name, declaration.command if declaration else "")
         return self._hashes[name]
 
@@ -68,12 +68,11 @@ class Ancestry:
         """Settings, and the names of the inputs."""
         if not (self.folder / name).is_dir():
             return Conflict(name, "does not exist")
-        record, declaration = self._record(name), self.declared(name)
         if recorded_files(self.folder / name) is None:
             return Conflict(name, "has no readable provenance.json: it is damaged, or no `worldenv` command wrote it")
+        record, declaration = self._record(name), self._declaration(name)
         if declaration is None:
-            given = record.get("artifact") != name  # a dataset that the recipe neither makes nor was made by a run
-            return None if given else Conflict(name, "is there, and this recipe makes no such artifact", recipe=True)
+            return None if self._is_given(name) else Conflict(name, "is there, and this recipe makes no such artifact", recipe=True)
         other = difference(record.get("settings", {}), declaration.settings)
         if other:
             return Conflict(name, f"was made with another recipe: {other}", recipe=True)
@@ -83,7 +82,7 @@ class Ancestry:
         return None
 
     def _inherited_conflict(self, name: str) -> Conflict | None:
-        declaration = self.declared(name)
+        declaration = self._declaration(name)
         if declaration is None:
             return None
         inputs = self._record(name)["inputs"]
@@ -94,6 +93,18 @@ class Ancestry:
             if inputs[needed] != self.hash(needed):
                 return Conflict(name, f"was made from another {needed} than the one that is there")
         return None
+
+    def _is_given(self, name: str) -> bool:
+        """A dataset that was made elsewhere, for a recipe that says of none how it is made."""
+        return self._record(name).get("artifact") != name
+
+    def _declaration(self, name: str) -> Declaration | None:
+        try:
+            return self.declared(name)
+        except UserError:
+            if self._is_given(name):
+                return None
+            raise
 
     def _record(self, name: str) -> dict:
         try:

@@ -135,10 +135,13 @@ class Run:
         if distributed.first():
             with staged(self.path(name), keep=self._kept.replaced(name)) as folder:
                 make(folder, provenance)
-                self._set_aside([other for other in self._outdated if other != name])
+                if self._outdated:
+                    self._set_aside([other for other in self._outdated if other != name])
+                    self._outdated = []
             self._kept.finish(name, time.monotonic() - began)
             self._ancestry.changed(name)
-            self._set_aside(self._made_from_another(name))
+            if others := self._made_from_another(name):
+                self._set_aside(others)
         elif together:
             with tempfile.TemporaryDirectory() as folder:
                 make(Path(folder), provenance)
@@ -166,17 +169,17 @@ class Run:
 
         Raises UserError. With --force results of another recipe do not matter, and are set aside once there is the first one of this recipe.
         """
+        if not self.force:
+            self._kept.check_name()
         made = [name for stage in stages for name in self._declarations.of_stage(stage)]
         for name in made:
             declaration = self._declarations.of(name)
             for needed in declaration.inputs if declaration else ():
                 if needed not in made:
                     self.require(needed, self._command(needed), name)
-        if not self.force:
-            self._kept.check_name()
-            for name in made:
-                if self.path(name).exists() and not self._kept.is_artifact(name):
-                    raise UserError(f"{self.path(name)} is in the way of {name}, and no `worldenv` command wrote it whole: move it away")
+        for name in made:
+            if not self.force and self.path(name).exists() and not self._kept.is_artifact(name):
+                raise UserError(f"{self.path(name)} is in the way of {name}, and no `worldenv` command wrote it whole: move it away")
         conflicts = {name: found for name in self._ancestry.present() if (found := self._conflict(name)) and found.recipe}
         if conflicts and not self.force:
             conflict = next(iter(conflicts.values()))
@@ -189,11 +192,15 @@ class Run:
     def _conflict(self, name: str) -> Conflict | None:
         try:
             return self._ancestry.conflict(name)
-        except UserError:  # a damaged file: told where the artifact is used
+        except UserError:  # a damaged file, or a stage that this recipe cannot run: told where the artifact is used
             return None
 
     def _command(self, name: str) -> str:
-        declaration = self._declarations.of(name)
+        """The command that makes an artifact; empty where none does."""
+        try:
+            declaration = self._declarations.of(name)
+        except UserError:
+            return ""
         return declaration.command if declaration else ""
 
     def _made_from_another(self, name: str) -> list[str]:
@@ -206,7 +213,6 @@ class Run:
         for name in names:
             self._ancestry.changed(name)
             self._episodes.pop(name, None)
-        self._outdated = [] if names else self._outdated
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -266,11 +272,15 @@ class _Declarations:
     def __init__(self, recipe: Recipe, folder: Path):
         self.recipe, self.folder = recipe, folder
         self._by_stage: dict[str, dict[str, Declaration]] = {}
+        self._errors: list[UserError] = []
 
     def of(self, name: str) -> Declaration | None:
+        """None where no stage makes it. Raises the UserError of a stage that could not say what it makes, where no other one makes it."""
         for stage in stage_functions():
             if name in self.of_stage(stage):
                 return self.of_stage(stage)[name]
+        if self._errors:
+            raise self._errors[0]
         return None
 
     def of_stage(self, stage: str) -> dict[str, Declaration]:
@@ -280,8 +290,9 @@ class _Declarations:
             try:
                 if stage not in ("bench", "bench-update"):
                     stage_functions()[stage](listener)
-            except UserError:
+            except UserError as error:
                 listener.declared.clear()
+                self._errors.append(error)
             self._by_stage[stage] = listener.declared
         return self._by_stage[stage]
 

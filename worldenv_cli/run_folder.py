@@ -1,5 +1,6 @@
 """The files of a run that are not artifacts: its recipe and mark, what is unfinished, times, and `.replaced`, where what is replaced is kept."""
 
+import itertools
 import shutil
 import time
 from functools import cached_property
@@ -17,7 +18,8 @@ from .provenance import PROVENANCE, recorded_files
 from .recipe import Recipe, resolved_yaml
 
 REPORTS = ("eval.json", "report.html", "README.md", "bench.json")  # what tells of the artifacts beside it
-HOW_COMPUTED = ("workers", "rows", "worker_timeout", "renderer", "python", "assets", "kind")  # of `env`, and no result differs; the kind shows in what else there is
+# of `env`; no result differs by these, and the kind shows in what else there is
+HOW_COMPUTED = ("workers", "rows", "worker_timeout", "renderer", "python", "assets", "kind")
 
 
 class RunFolder:
@@ -32,7 +34,9 @@ class RunFolder:
     @cached_property
     def _aside(self) -> Path:
         """Where this command keeps what it replaces."""
-        return self.folder / self.REPLACED / time.strftime("%Y%m%d-%H%M%S")
+        now, parent = time.strftime("%Y%m%d-%H%M%S"), self.folder / self.REPLACED
+        names = itertools.chain([now], (f"{now}-{number}" for number in itertools.count(2)))
+        return next(parent / name for name in names if not (parent / name).exists())
 
     def check_name(self) -> None:
         """Raises UserError for the folder of a recipe with another name, after which its report is called."""
@@ -50,16 +54,15 @@ class RunFolder:
         return self._aside / name
 
     def set_aside(self, names: list[str]) -> None:
-        """Move artifacts that no longer belong to the others into `.replaced`, with their figures and the reports that tell of them."""
-        if not names:
-            return
+        """Move artifacts that no longer belong to the others into `.replaced`, with their figures, and before them the reports that tell of them."""
+        for report in REPORTS:
+            self._move(report)
         for name in names:
             self._move(name)
             self._move(f"metrics/{name}")
-        for report in REPORTS:
-            self._move(report)
-        self._note({name: None for name in names})
-        say(f"set aside in {self._aside}: {', '.join(names)}, and the reports of them; delete that folder when you do not need it")
+        if names:
+            self._note({name: None for name in names})
+            say(f"set aside in {self._aside}: {', '.join(names)}, and the reports of them; delete that folder when you do not need it")
 
     def _move(self, name: str) -> None:
         path = self.folder / name

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from . import cards, distributed
 from .artifacts import package_versions, write_artifact
-from .atomic import write_json
+from .atomic import read_json, write_json
 from .data.dataset import Episode, read_dataset, read_description, write_dataset
 from .data.expert import demonstrate
 from .data.explore import explore as explore_with
@@ -15,7 +15,7 @@ from .models import new_policy, save_model
 from .pipeline import Run
 from .policies.load import check_checkpoint
 from .policies.vla import CONVERTED, VLAConfig, checkpoint_folder, is_on_the_hub
-from .provenance import write_provenance
+from .provenance import PROVENANCE, recorded_files, total_hash, verify, write_provenance
 from .recipe import Recipe
 from .rollout import environment_steps
 
@@ -64,10 +64,24 @@ def ingest(run: Run) -> None:
             save_dataset(run, folder, episodes, provenance, "Meta-World's scripted experts", cost)
             return
         found = resolve(source, "dataset")
+        if (found / PROVENANCE).is_file():
+            verify(found)
         episodes, cost = _fitting(run, source, found)
         save_dataset(run, folder, episodes, provenance | {"downloaded": downloaded(found)}, f"Demonstrations of {source}", cost)
 
-    run.artifact("demonstrations", run.settings("env", "ingest"), {}, make)
+    chosen = run.settings("env", "ingest")
+    if source is not None:
+        chosen |= {"contents of ingest.source": _state_of_source(run, Path(source))}
+    run.artifact("demonstrations", chosen, {}, make)
+
+
+def _state_of_source(run: Run, source: Path) -> str | None:
+    """Changes when the dataset on this machine does. Of one that is not here, a Hub reference say, what was recorded when it was read."""
+    if source.is_dir():
+        files = recorded_files(source)
+        return state_of(source) if files is None else total_hash(files)
+    record = run.path("demonstrations") / PROVENANCE
+    return read_json(record).get("settings", {}).get("contents of ingest.source") if record.is_file() else None
 
 
 def _fitting(run: Run, source: str, found: Path) -> tuple[list[Episode], int]:
