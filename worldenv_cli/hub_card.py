@@ -15,7 +15,7 @@ from .provenance import CARD
 
 PAPER = "arxiv:2509.24948"  # World-Env
 PLACEHOLDER = "owner/name"  # in the snippets of cards that are not on the Hub yet
-BARE = "Made by worldenv, not evaluated yet."
+BARE = "---\nlibrary_name: worldenv\ntags:\n- worldenv\n---\n\n# {name}\n\nMade by worldenv, not evaluated yet.\n"
 LIBRARIES = {"pi0": "lerobot", "smolvla": "lerobot", "openvla": "transformers"}
 CLASSES = {"pi0": "lerobot.policies.pi0.modeling_pi0.PI0Policy", "smolvla": "lerobot.policies.smolvla.modeling_smolvla.SmolVLAPolicy"}
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"), (10_000_000, "1M<n<10M"))
@@ -40,12 +40,10 @@ def complete(
     merged: Merged | None = None,
 ) -> None:
     """Put into the repository's card what the command line says, else what the card says already, else what the artifact in `folder` knows."""
-    from huggingface_hub import DatasetCard, ModelCard, ModelCardData
+    from huggingface_hub import DatasetCard, ModelCard
 
     if CARD not in outgoing.files:
-        outgoing.put(
-            CARD, f"---\n{ModelCardData(library_name='worldenv', tags=['worldenv']).to_yaml()}\n---\n\n# {folder.absolute().name}\n\n{BARE}\n"
-        )
+        outgoing.put(CARD, BARE.format(name=folder.absolute().name))
     of_dataset = kind_of(folder) == "dataset"
     if of_dataset and base_model:
         raise UserError(f"{folder}: a dataset has no base model; leave --base-model out")

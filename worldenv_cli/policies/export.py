@@ -94,9 +94,11 @@ def _with_changes(path: Path, place: Path, changed: dict[str, Tensor]) -> set[st
 
 def _write_statistics(policy: FlowPolicy, place: Path, scale: ActionScale) -> None:
     """What the policy normalises by, into both pipelines; into config.json their sizes, and how many steps of a chunk are played."""
-    sizes = {STATE: [len(policy.state_normaliser.scale)], ACTION: [len(policy.action_normaliser.scale)]}
+    if policy.action_normaliser.mode == "IDENTITY" and not scale.is_identity:  # the same map in a mode that can have other units
+        ends = torch.ones_like(policy.action_normaliser.scale)
+        policy.action_normaliser = Normaliser("MIN_MAX", len(ends), {"min": -ends, "max": ends})
     state, action = policy.state_normaliser, policy.action_normaliser
-    modes = {"STATE": state.mode, "ACTION": "MIN_MAX" if action.mode == "IDENTITY" and not scale.is_identity else action.mode}
+    sizes, modes = {STATE: [len(state.scale)], ACTION: [len(action.scale)]}, {"STATE": state.mode, "ACTION": action.mode}
     statistics = _lerobot_statistics(STATE, state, modes["STATE"], ActionScale.identity(*sizes[STATE]))
     statistics |= _lerobot_statistics(ACTION, action, modes["ACTION"], scale)
     for registered, pipeline in NORMALISERS.items():
