@@ -1,6 +1,10 @@
 """The base of every configuration section: typed, strict about unknown keys, immutable once read."""
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Channels = Annotated[int, Field(ge=8, multiple_of=8)]  # of a convolution: they are normalised in eight groups
 
 
 class Config(BaseModel):

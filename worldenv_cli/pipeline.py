@@ -211,7 +211,7 @@ def run_stages(recipe: Recipe, out: Path, stages: list[str] | None = None, *, dr
     from .bench import bench
     from .bench_update import bench_update
     from .evaluation.stages import evaluate_imagined, evaluate_real
-    from .post_train.stages import post_train
+    from .post_train.stages import check_cameras, post_train
 
     functions = {
         "ingest": available.ingest,
@@ -226,6 +226,9 @@ def run_stages(recipe: Recipe, out: Path, stages: list[str] | None = None, *, dr
         "bench-update": bench_update,
         "compare": available.compare,
     }
+    stages = stages or [stage for stage in functions if stage not in ("bench", "bench-update", "compare")]
+    if "post-train" in stages:
+        check_cameras(recipe)  # before anything is made
     keep_freed_memory()
     run = Run(recipe, out, dry_run=dry_run, force=force)
     if recipe.device == "cuda":
@@ -233,7 +236,7 @@ def run_stages(recipe: Recipe, out: Path, stages: list[str] | None = None, *, dr
     if dry_run:
         available.estimate(run)
     try:
-        for name in stages or [stage for stage in functions if stage not in ("bench", "bench-update", "compare")]:
+        for name in stages:
             if distributed.count() == 1 or name in TOGETHER:
                 functions[name](run)
             elif distributed.first():

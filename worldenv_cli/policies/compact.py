@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..config import Config
+from ..config import Channels, Config
 from ..packing import normalised, pack
 from .observation import Observation
 from .regression import RegressionPolicy
@@ -27,8 +27,8 @@ class CompactPolicyConfig(Config):
     chunk: int = 4
     state_size: int = 4
     action_size: int = 4
-    channels: tuple[int, int] = (48, 64)
-    width: int = 96
+    channels: tuple[Channels, Channels] = (48, 64)
+    width: int = Field(96, ge=4, multiple_of=4)
     layers: int = Field(2, ge=1)
     text: TextConfig = TextConfig()
     scale_min: float = Field(0.03, gt=0, description="smallest Laplace scale, in action units")
@@ -38,6 +38,11 @@ class CompactPolicyConfig(Config):
     @property
     def cameras(self) -> tuple[str, ...]:
         return (self.camera,)
+
+    @property
+    def size_step(self) -> int:
+        """Pictures must be a multiple of this many pixels a side: packed, and halved once."""
+        return 2 * BLOCK
 
 
 class CompactPolicy(RegressionPolicy):

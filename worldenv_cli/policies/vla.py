@@ -5,7 +5,7 @@ written again: a run keeps adapters, heads and statistics, and names the checkpo
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -49,6 +49,8 @@ class VLAConfig(Config):
     state_size: int = Field(4, ge=1, description="the environment's")
     action_size: int = Field(4, ge=1, description="the environment's")
     resolution: int = Field(64, ge=8, description="of the environment's pictures, pixels; the checkpoint's own is reached by resizing")
+
+    size_step: ClassVar[int] = 1  # pictures of any size are resized
 
 
 FAMILIES = ("openvla", "pi0", "smolvla")

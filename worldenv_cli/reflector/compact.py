@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..config import Config
+from ..config import Channels, Config
 from ..packing import normalised, pack
 from ..policies.text import TextConfig, TextEncoder
 from ..pretrained import Pretrained
@@ -25,10 +25,15 @@ BLOCK = 4  # pixels a side that are folded into channels: see packing.py
 class ReflectorConfig(Config):
     camera: str = "front"
     resolution: int = 64
-    channels: tuple[int, int, int] = (64, 64, 96)
+    channels: tuple[Channels, Channels, Channels] = (64, 64, 96)
     width: int = 128
     lookback: tuple[int, ...] = Field((1, 3), description="earlier frames beside each frame, in control steps before it; the first one comes on top")
     text: TextConfig = TextConfig()
+
+    @property
+    def size_step(self) -> int:
+        """Pictures must be a multiple of this many pixels a side: packed, and halved twice."""
+        return 4 * BLOCK
 
 
 @dataclass

@@ -34,6 +34,11 @@ class SimulatorConfig(Config):
     hidden: int = Field(128, ge=1, description="width of the recurrent proprioception model")
     unet: UNetConfig = UNetConfig()
 
+    @property
+    def size_step(self) -> int:
+        """Pictures must be a multiple of this many pixels a side: packed, and halved between two levels of the U-Net."""
+        return self.unet.block * 2 ** (len(self.unet.channels) - 1)
+
 
 @dataclass
 class History:

@@ -20,7 +20,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..config import Config
+from ..config import Channels, Config
 from ..packing import normalised
 from .bank import ALIKE
 from .conditioning import MAP_CHANNELS
@@ -29,7 +29,7 @@ SOURCES = 3 + ALIKE  # of every pixel: the last frame, the first one, those alik
 
 
 class UNetConfig(Config):
-    channels: tuple[int, ...] = (32, 64, 96)
+    channels: tuple[Channels, ...] = Field((32, 64, 96), min_length=1)
     layers: int = Field(1, ge=1, description="residual blocks at each resolution")
     block: Literal[1, 2, 4, 8] = Field(4, description="pixels a side that one position of the network holds")
     memory: tuple[int, ...] = Field((0, 1, 6), description="context frames, in control steps before the chunk; the first frame comes on top")
