@@ -333,10 +333,13 @@ def stage_functions() -> dict[str, Callable[[Run], None]]:
 
 def run_stages(recipe: Recipe, out: Path, stages: list[str] | None = None, *, dry_run: bool = False, force: bool = False) -> None:
     """Run some stages by name, or all of them in order."""
+    from .post_train.stages import check_cameras
     from .stages import check_policy, estimate
 
     keep_freed_memory()
     stages = stages or [stage for stage in stage_functions() if stage not in ("bench", "bench-update", "compare")]
+    if "post-train" in stages:
+        check_cameras(recipe)
     check_policy(recipe, stages)
     run = Run(recipe, out, dry_run=dry_run, force=force)
     if recipe.device == "cuda":

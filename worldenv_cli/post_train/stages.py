@@ -23,6 +23,7 @@ from ..pipeline import Run
 from ..policies.lora import AdaptedPolicy
 from ..policies.sft import ChunkSamples
 from ..progress import say
+from ..recipe import Recipe
 from ..rollout import environment_steps, play
 from ..simulator.simulator import History
 from ..simulator.train import train_simulator
@@ -40,11 +41,17 @@ MEASURED_EPISODES = 48  # imagined, of each task: where a start stands, and how 
 PROBE_SPLITS = ("train", "train", "calibration", "held-out")
 
 
-def post_train(run: Run) -> None:
-    config, unseen = run.recipe.post_train, set(run.recipe.policy.cameras) - {run.recipe.simulator.camera}
+def check_cameras(recipe: Recipe) -> None:
+    """Raises UserError for a policy that looks through a camera which the simulator does not draw: it cannot act in imagination."""
+    drawn = recipe.simulator.camera
+    unseen = [camera for camera in recipe.policy.cameras if camera != drawn]
     if unseen:
-        told = f"the simulator draws {run.recipe.simulator.camera!r} alone"
-        raise UserError(f"policy.cameras: the policy also looks through {sorted(unseen)[0]!r}, but {told}; choose that camera to post-train")
+        told = f"the simulator draws {drawn!r} alone"
+        raise UserError(f"policy.cameras: the policy also looks through {unseen[0]!r}, but {told}; choose that camera to post-train")
+
+
+def post_train(run: Run) -> None:
+    config = run.recipe.post_train
     for number in range(1, config.rounds + 1):
         clone_on_successes(run, start_of(number), "sft" if number == 1 else start_of(number - 1), real_data(run, number))
         if number > 1:
