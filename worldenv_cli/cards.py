@@ -31,9 +31,9 @@ def dataset(episodes: Sequence[Episode], description: dict) -> str:
 
 
 def _counts(task: str, episodes: Sequence[Episode]) -> str:
-    successes = sum(bool(episode.success[-1]) for episode in episodes)
+    successes, unknown = (sum(episode.outcome == kind for episode in episodes) for kind in ("success", "unknown"))
     length = np.mean([len(episode.actions) for episode in episodes])
-    return f"| {task} | {episodes[0].instruction} | {len(episodes)} | {successes} | {length:.1f} |"
+    return f"| {task} | {episodes[0].instruction} | {len(episodes)} | {successes}{f' ({unknown} unknown)' if unknown else ''} | {length:.1f} |"
 
 
 def ingested(description: dict, episodes: Sequence[tuple[str, int]]) -> str:

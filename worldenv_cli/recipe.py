@@ -79,9 +79,9 @@ class Recipe(Config):
         size, steps = self.env.resolution, {name: getattr(self, name).size_step for name in ("policy", "simulator", "reflector")}
         step = math.lcm(*steps.values())
         if size % step:
-            name = next(name for name, one in steps.items() if size % one)
             nearest = " or ".join(str(near) for near in (size // step * step, size // step * step + step) if near)
-            raise ValueError(f"env.resolution is {size}, but the {name} takes multiples of {steps[name]} pixels; choose {nearest}")
+            each = ", ".join(f"{name} {one}" for name, one in steps.items())
+            raise ValueError(f"env.resolution is {size}, expected a multiple of {step} pixels ({each}); choose {nearest}")
 
     def _vla_cameras(self) -> tuple[str, ...]:
         """The environment's, or those of them that the recipe chooses."""

@@ -21,7 +21,7 @@ from ..hub import downloaded, files_of, state_of
 from ..locks import locked
 from ..progress import say, track
 from .actions import ActionScale
-from .layout import CLOSING_ROW, DESCRIPTION, INFO, UNKNOWN, Episode
+from .layout import CLOSING_ROW, DESCRIPTION, INFO, Episode
 from .outcomes import counted
 from .selection import Selection, check_same, choose_cameras, choose_episodes, common, instruction_of
 from .sources import Listed, Source
@@ -111,7 +111,6 @@ def _write(
         data_files_size_in_mb=size,
         video=selection.video,
         resume=True,
-        outcomes=any(one.outcome != UNKNOWN for one in found.episodes.values()),
         name=lambda episode: names[episode.info["number"]],
         refuse=None if refused is None else lambda error: refused(str(error)),
     )

@@ -51,11 +51,8 @@ class Episode:
         return "success" if self.success[-1] else "failure"
 
 
-def make_features(where: str, episode: Episode, state_names: list[str], action_names: list[str], *, outcomes: bool = True) -> dict[str, dict]:
-    """The "features" of info.json, in the order of the columns; this episode's pictures set the shapes that all others must have.
-
-    Without `outcomes` there is no next.success, which other tools would read as failures.
-    """
+def make_features(where: str, episode: Episode, state_names: list[str], action_names: list[str]) -> dict[str, dict]:
+    """The "features" of info.json, in the order of the columns; this episode's pictures set the shapes that all others must have."""
     features = {}
     for camera, frames in episode.frames.items():
         if "/" in camera or frames.ndim != 4 or frames.shape[3] != 3:
@@ -65,7 +62,7 @@ def make_features(where: str, episode: Episode, state_names: list[str], action_n
         features[CAMERA + camera] = {"dtype": "image", "shape": list(frames.shape[1:]), "names": ["height", "width", "channel"]}
     features["observation.state"] = {"dtype": "float32", "shape": [len(state_names)], "names": state_names}
     features["action"] = {"dtype": "float32", "shape": [len(action_names)], "names": action_names}
-    scalars = ({"next.success": "bool"} if outcomes else {}) | {"next.done": "bool", **INDICES}
+    scalars = {"next.success": "bool", "next.done": "bool", **INDICES}
     return features | {name: {"dtype": dtype, "shape": [1], "names": None} for name, dtype in scalars.items()}
 
 

@@ -144,6 +144,11 @@ def of_names(path: str, names: Sequence[str], labels: dict[str, Label]) -> dict[
     return {called[alias][0]: told for alias, told in labels.items()}
 
 
+def known(episodes: Sequence[Episode]) -> list[Episode]:
+    """Those of which it is known what became of them: nothing that learns or measures success may see others."""
+    return [episode for episode in episodes if episode.outcome != UNKNOWN]
+
+
 def counted(outcomes: Sequence[str]) -> str:
     """ "12 episodes: 9 successes, 1 failure, 2 unknown" """
     counts = Counter(outcomes)

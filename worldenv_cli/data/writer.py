@@ -54,7 +54,6 @@ def write_dataset(
     data_files_size_in_mb: int = 100,
     video: bool = False,
     resume: bool = False,
-    outcomes: bool = True,
     name: Callable[[Episode], str] | None = None,
     refuse: Callable[[UserError], None] | None = None,
 ) -> None:
@@ -62,7 +61,7 @@ def write_dataset(
 
     fps is the rate of the actions (control steps), in Hz; `description` becomes meta/worldenv.json. With `resume` the episodes go on behind
     those of the data files that a call before has finished: see `finished_episodes`. Pictures are PNG inside the tables, nothing lost, or with
-    `video` H.264 beside them. Without `outcomes` no next.success is written: of no episode is it known. `name` says what an episode is called where
+    `video` H.264 beside them. `name` says what an episode is called where
     it comes from, for messages; `refuse` is given what is wrong with an episode that then is left out, instead of raising it.
     """
     folder = Path(folder)
@@ -77,7 +76,7 @@ def write_dataset(
         for episode in episodes:
             where = name(episode) if name else f"{folder}: episode {len(written.rows)}"
             if not written.features:
-                written.features = make_features(where, episode, list(state_names), list(action_names), outcomes=outcomes)
+                written.features = make_features(where, episode, list(state_names), list(action_names))
                 if video:
                     cameras = {name: feature for name, feature in written.features.items() if feature["dtype"] == "image"}
                     written.features |= {name: video_feature(feature["shape"], fps) for name, feature in cameras.items()}

@@ -37,7 +37,7 @@ class Written:
         """The next episode's columns but the pictures, its row of meta/episodes but the place, and its colours: what `add` takes."""
         number, task = len(self.rows), self.tasks.setdefault(episode.instruction, len(self.tasks))
         first = self.rows[-1]["dataset_to_index"] if self.rows else 0
-        numbers = {name: values for name, values in _columns(episode, number, first, task, fps).items() if name in self.features}
+        numbers = _columns(episode, number, first, task, fps)
         statistics = {name: column_statistics(values) for name, values in numbers.items()}
         samples = {CAMERA + camera: sample_frames(frames) for camera, frames in episode.frames.items()}
         colours = {name: (histogram(sample), len(sample)) for name, sample in samples.items()}

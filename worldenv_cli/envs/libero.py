@@ -75,6 +75,8 @@ class LiberoConfig(Config):
     state_names: ClassVar[tuple[str, ...]] = STATE_NAMES
     action_names: ClassVar[tuple[str, ...]] = ACTION_NAMES
     control_hz: ClassVar[int] = CONTROL_HZ
+    command_unit: ClassVar[tuple[float, ...]] = (0.05,) * 3 + (0.5,) * 3 + (1.0,)  # what 1 is to the controller: m, rad, the gripper
+    gripper: ClassVar[dict] = {"dimension": 6, "closes": 1}
 
     @field_validator("tasks", mode="before")
     @classmethod
@@ -160,7 +162,7 @@ class LiberoConfig(Config):
         for camera, here in self._cameras().items():
             there = description.get("cameras", {}).get(camera, {})
             pairs[f"size of camera {camera}"] = (there.get("size"), here["size"])
-            if not there.get("orientation", "unknown").startswith("unknown"):
+            if there.get("orientation") is not None:
                 pairs[f"orientation of camera {camera}"] = (there["orientation"], here["orientation"])
         return pairs
 

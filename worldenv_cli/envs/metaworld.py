@@ -47,6 +47,8 @@ class MetaWorldConfig(Config):
     robot: ClassVar[str] = "sawyer"
     state_names: ClassVar[tuple[str, ...]] = STATE_NAMES
     action_names: ClassVar[tuple[str, ...]] = ACTION_NAMES
+    command_unit: ClassVar[tuple[float, ...] | None] = None  # compared by action_repeat
+    gripper: ClassVar[dict] = {"dimension": 3, "closes": 1}
 
     @field_validator("tasks")
     @classmethod

@@ -16,6 +16,7 @@ from ..artifacts import write_artifact
 from ..atomic import write_json
 from ..data.dataset import Episode
 from ..data.explore import of_split
+from ..data.outcomes import known
 from ..envs.starts import starts
 from ..errors import UserError
 from ..models import save_model
@@ -104,7 +105,7 @@ def _gate(run: Run, number: int) -> None:
 
     def make(folder, provenance):
         env, pool = _imagination(run, number)
-        unseen = of_split(_explored(run, datasets), "held-out", "calibration")  # by the weights; twenty episodes say little about an AUC
+        unseen = known(of_split(_explored(run, datasets), "held-out", "calibration"))  # by the weights; twenty episodes say little about an AUC
         real, imagined = score_both(env.simulator, env.reflector, unseen)
         threshold = env.reflector.threshold.item()
         table = gate(real, imagined, threshold, list(recipe.env.tasks), config.gate)

@@ -107,7 +107,7 @@ def _unusable(feature: Feature) -> str:
 
 
 def picture_size(feature: Feature) -> tuple[int, int] | None:
-    """(H, W) of a camera's shape, by the names of its axes where they tell; some datasets put the channel first. None where no axis is one of colours."""
+    """(H, W) of a camera's shape, by the names of its axes where they tell; some datasets put the channel first. None without an axis of colours."""
     shape, names = feature.shape, feature.names
     if len(shape) == 2:
         return tuple(shape)

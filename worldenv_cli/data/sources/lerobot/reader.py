@@ -145,7 +145,7 @@ class Reader:
             row = late[0]
             expected = f"expected {times[0] + row / self.fps:.3f} at {self.fps:g} Hz"
             raise UserError(
-                f"{told}, and timestamp {times[row]:.3f} in row {row} of {where}, {expected}: which frame is whose is not known; leave the episode out"
+                f"{told}, and timestamp {times[row]:.3f} in row {row} of {where}, {expected}: which frame is whose is unknown; leave the episode out"
             )
         return np.round((film.begin + times) * facts.rate).astype(int)
 
