@@ -1,7 +1,11 @@
 """The base of every configuration section, and the settings of a training loop. Sections live in light `config.py` modules that import
 neither torch nor an environment, so that a recipe is read and checked in a fraction of a second."""
 
+from typing import Annotated
+
 from pydantic import BaseModel, ConfigDict, Field
+
+Channels = Annotated[int, Field(ge=8, multiple_of=8)]  # of a convolution: they are normalised in eight groups
 
 
 class Config(BaseModel):

@@ -7,6 +7,7 @@ part of a message.
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
@@ -69,7 +70,8 @@ def told(what: str, doing: Literal["download", "upload"] = "download") -> Iterat
     from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled  # HTTPError: of whichever httpx it speaks through
 
     try:
-        yield
+        with _quiet():
+            yield
     except (HTTPError, OSError, ValueError, RuntimeError, LookupError) as error:
         if is_disk_full(error) or isinstance(error, UserError):
             raise
@@ -78,6 +80,23 @@ def told(what: str, doing: Literal["download", "upload"] = "download") -> Iterat
             raise UserError(f"{what}: not on this machine, and HF_HUB_OFFLINE is set; unset it, or download first") from error
         answer = next((cause.response for cause in causes if getattr(cause, "response", None) is not None), None)
         raise UserError(f"{what}: {_refusal(answer, what, doing) if answer is not None else _broken(causes, doing)}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """huggingface_hub without a line for each of its own tries, and without bars where nobody watches."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, logging
+
+    verbosity, hide = logging.get_verbosity(), not sys.stderr.isatty() and not are_progress_bars_disabled()
+    logging.set_verbosity_error()
+    if hide:
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if hide:
+            enable_progress_bars()
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -1,5 +1,6 @@
 """The recipe: one YAML file that says everything about a run, `--set a.b=c` on top of it, and what to say when it is wrong."""
 
+import math
 import re
 import types
 from collections.abc import Sequence
@@ -66,11 +67,21 @@ class Recipe(Config):
                     raise ValueError(f"{name}.{key} is {getattr(section, key)!r}, but the environment has {value!r}; leave it out")
             # frozen for its readers; here it is still being made
             object.__setattr__(self, name, section.model_copy(update=wanted))
+        self._check_size()
         if self.world_env.rows < self.post_train.updates.group:
             raise ValueError(
                 f"world_env.rows is {self.world_env.rows}, less than one group of post_train.updates.group {self.post_train.updates.group}"
             )
         return self
+
+    def _check_size(self) -> None:
+        """Networks halve pictures, and need a size that can be halved as often."""
+        size, steps = self.env.resolution, {name: getattr(self, name).size_step for name in ("policy", "simulator", "reflector")}
+        step = math.lcm(*steps.values())
+        if size % step:
+            nearest = " or ".join(str(near) for near in (size // step * step, size // step * step + step) if near)
+            each = ", ".join(f"{name} {one}" for name, one in steps.items())
+            raise ValueError(f"env.resolution is {size}, expected a multiple of {step} pixels ({each}); choose {nearest}")
 
     def _vla_cameras(self) -> tuple[str, ...]:
         """The environment's, or those of them that the recipe chooses."""

@@ -1,5 +1,7 @@
 """Settings of the data that a run collects: demonstrations and exploration."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from ..config import Config
@@ -10,6 +12,9 @@ class IngestConfig(Config):
 
     source: str | None = Field(
         None, description="A dataset that worldenv wrote, a folder or owner/name[@revision], instead of Meta-World's scripted experts"
+    )
+    outcome: Literal["success", "failure"] | None = Field(
+        None, description="What became of the source's episodes whose outcome is unknown; success says that they are demonstrations"
     )
     demos_per_task: int = Field(5, ge=1, description="Demonstrations of each task")
     attempts: int = Field(8, ge=1, description="Initial states that a scripted expert may try for each demonstration before the run gives up")

@@ -25,6 +25,7 @@ from ..config import Config
 from .libero_package import find_assets, find_package, point_at, read_init_states
 from .libero_tasks import SUITES, instruction
 from .starts import evaluation_number
+from .success import achieved
 
 STATE_NAMES = ("x", "y", "z", "rx", "ry", "rz", "finger_left", "finger_right")  # metres, axis-angle in radians, metres from the middle
 ACTION_NAMES = ("dx", "dy", "dz", "drx", "dry", "drz", "gripper")  # each in [-1, 1]
@@ -63,6 +64,7 @@ class LiberoConfig(Config):
     action_repeat: Literal[1] = Field(1, description="Environment steps for which an action is held: always one")
     workers: int = Field(2, ge=1, description="Processes that run the real environment; each takes about 1 GB")
     rows: int = Field(2, ge=1, description="Episodes that run side by side, over all workers; each takes about 100 MB")
+    worker_timeout: float = Field(60, gt=0, description="Seconds that a worker may take for each row it is asked about; then it is started anew")
     linger: int = Field(1, ge=0, description="Action chunks that are still played after a success, where an episode ends with it")
     renderer: Literal["auto", "egl", "osmesa", "glfw"] = Field("auto", description="How MuJoCo renders; auto: the first that works here")
     python: str | None = Field(None, description="Python interpreter of the workers: LIBERO needs old packages, so it has an environment of its own")
@@ -73,6 +75,8 @@ class LiberoConfig(Config):
     state_names: ClassVar[tuple[str, ...]] = STATE_NAMES
     action_names: ClassVar[tuple[str, ...]] = ACTION_NAMES
     control_hz: ClassVar[int] = CONTROL_HZ
+    command_unit: ClassVar[tuple[float, ...]] = (0.05,) * 3 + (0.5,) * 3 + (1.0,)  # what 1 is to the controller: m, rad, the gripper
+    gripper: ClassVar[dict] = {"dimension": 6, "closes": 1}
 
     @field_validator("tasks", mode="before")
     @classmethod
@@ -158,7 +162,7 @@ class LiberoConfig(Config):
         for camera, here in self._cameras().items():
             there = description.get("cameras", {}).get(camera, {})
             pairs[f"size of camera {camera}"] = (there.get("size"), here["size"])
-            if not there.get("orientation", "unknown").startswith("unknown"):
+            if there.get("orientation") is not None:
                 pairs[f"orientation of camera {camera}"] = (there["orientation"], here["orientation"])
         return pairs
 
@@ -217,7 +221,7 @@ class LiberoTask:
     def step(self, action: np.ndarray) -> tuple[dict, bool]:
         """One control step of 50 ms with action (7,) in [-1, 1]. True while LIBERO calls the task achieved."""
         self.observation, _, success, _ = self.env.step(np.clip(np.asarray(action, dtype=np.float64), -1, 1))
-        return self.observation, bool(success)
+        return self.observation, achieved(success, self.name)
 
     def state(self) -> np.ndarray:
         """Proprioception (8,) float32: see STATE_NAMES."""

@@ -16,6 +16,7 @@ from ..config import Config
 from ..errors import UserError
 from .camera import CameraConfig
 from .metaworld_tasks import TASKS
+from .success import achieved
 
 STATE_NAMES = ("hand_x", "hand_y", "hand_z", "gripper_opening")  # metres, metres, metres, 0 closed .. 1 open
 ACTION_NAMES = ("dx", "dy", "dz", "grip")  # each in [-1, 1]: 1 = 0.01 m of mocap target per environment step; grip +1 closes
@@ -36,6 +37,7 @@ class MetaWorldConfig(Config):
     camera: CameraConfig = Field(CameraConfig(), description="The camera that all models look through")
     workers: int = Field(2, ge=1, description="Processes that run the real environment")
     rows: int = Field(16, ge=1, description="Episodes that run side by side, over all workers")
+    worker_timeout: float = Field(60, gt=0, description="Seconds that a worker may take for each row it is asked about; then it is started anew")
     linger: int = Field(1, ge=0, description="Action chunks that are still played after a success, where an episode ends with it")
     renderer: Literal["auto", "egl", "osmesa", "glfw"] = Field("auto", description="How MuJoCo renders; auto: the first that works here")
     python: str | None = Field(None, description="Python interpreter of the workers, if not this one")
@@ -45,6 +47,8 @@ class MetaWorldConfig(Config):
     robot: ClassVar[str] = "sawyer"
     state_names: ClassVar[tuple[str, ...]] = STATE_NAMES
     action_names: ClassVar[tuple[str, ...]] = ACTION_NAMES
+    command_unit: ClassVar[tuple[float, ...] | None] = None  # compared by action_repeat
+    gripper: ClassVar[dict] = {"dimension": 3, "closes": 1}
 
     @field_validator("tasks")
     @classmethod
@@ -175,7 +179,7 @@ class MetaWorldTask:
         success = False
         for _ in range(self.config.action_repeat):
             self.observation, _, _, _, info = self.env.step(np.clip(action, -1, 1).astype(np.float32))
-            success |= bool(info["success"])
+            success |= achieved(info["success"], self.name)
         return self.observation, success
 
     def expert_action(self) -> np.ndarray:

@@ -76,7 +76,9 @@ def evaluate_real(run: Run) -> None:
     for name, (policy, _) in arms(run).items():
         _play_arm(run, name, policy)
     if not run.dry_run:
-        publish(run.folder, _report(run))
+        report = _report(run)
+        run.keep_own_readme()
+        publish(run.folder, report)
 
 
 def _play_arm(run: Run, name: str, policy: str) -> None:
@@ -100,7 +102,7 @@ def _play_arm(run: Run, name: str, policy: str) -> None:
         write_json(folder / "outcomes.json", result)
         write_provenance(folder, provenance)
 
-    protocol = run.settings("env") | {"starts": recipe.eval.starts, "offset": recipe.eval.offset, "stops": stops}
+    protocol = run.settings("env", "eval.starts", "eval.offset", *(["eval.stops"] if stops else []))
     run.artifact(f"eval/{slug}", protocol, needs(policy, *([reflector] if stops else [])), make)
 
 
@@ -123,6 +125,14 @@ def _read(run: Run, name: str) -> dict:
     return read_json(run.path(name))
 
 
+def _shown(run: Run, name: str) -> bool:
+    """Whether the report may show an artifact that it can do without: it is there, and was made from what the others were made from."""
+    conflict = run.conflict(name) if run.path(name).is_dir() else None
+    if conflict:
+        say(f"not in the report: {run.path(conflict.name)} {conflict.message}")
+    return run.path(name).is_dir() and conflict is None
+
+
 def _report(run: Run) -> dict:
     recipe, config = run.recipe, run.recipe.post_train
     costs = {}
@@ -143,9 +153,8 @@ def _report(run: Run) -> dict:
         ("control (zero advantages)", "post-trained"),
     ]
     pairs += [("SFT", "post-trained offline, 1 round")]
-    imagined = _read(run, "eval/imagined/imagined.json") if run.path("eval/imagined").is_dir() else {"arms": {}, "n": 0}
+    imagined = _read(run, "eval/imagined/imagined.json") if _shown(run, "eval/imagined") else {"arms": {}, "n": 0}
     rounds = [read_gate(run, n) | read_updates(run, n) for n in range(1, config.rounds + 1)]
-    timing = _read(run, "timing.json") if run.path("timing.json").is_file() else {}
     accepted = _read(run, "post-trained/acceptance.json")
     last_simulator, last_reflector = models_of(config.rounds)
     errors = _read(run, f"{last_reflector}/errors.json")
@@ -154,8 +163,8 @@ def _report(run: Run) -> dict:
         "name": recipe.name,
         "recipe": resolved_yaml(recipe),
         "versions": versions,
-        "wall_seconds": {stage: values["seconds"] for stage, values in timing.items()},
-        "peak_memory_gb": max((values["peak_memory_gb"] for values in timing.values()), default=None),
+        "wall_seconds": {stage: values["seconds"] for stage, values in run.times.items()},
+        "peak_memory_gb": max((values["peak_memory_gb"] for values in run.times.values()), default=None),
         "protocol": _protocol(recipe),
         "tasks": tasks,  # of every outcome below
         "arms": rows,
@@ -163,7 +172,7 @@ def _report(run: Run) -> dict:
         "trust_table": [{"round": r["round"], **row} for r in rounds for row in r["table"] if row["n"]],
         "imagined_vs_real": _agreement(imagined, found, tasks),
         "fidelity": _read(run, f"{last_simulator}/fidelity.json"),
-        "compared": _read(run, "comparison/comparison.json") if run.path("comparison").is_dir() else {},
+        "compared": _read(run, "comparison/comparison.json") if _shown(run, "comparison") else {},
         "reflector": errors,
         "updates": [{"round": r["round"], **update} for r in rounds for update in r["history"]],
         "rounds": [_round(run, r, accepted if r["round"] == config.rounds else None) for r in rounds],

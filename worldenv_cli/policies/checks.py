@@ -40,3 +40,14 @@ def self_check(policy: Policy, name: str) -> dict[str, float]:
             )
     say(f"{name}: the answer depends on " + ", ".join(f"{what} ({distance:.1e})" for what, distance in moved.items()))
     return moved
+
+
+def check_actions(chunks: np.ndarray, observation: Observation) -> None:
+    """Raise UserError where a policy's answer (B, T, A) is not finite. Clipped, infinity looks like an action, and NaN is one to MuJoCo."""
+    wrong = np.flatnonzero(~np.isfinite(chunks).all((1, 2)))
+    if len(wrong):
+        value = chunks[wrong[0]][~np.isfinite(chunks[wrong[0]])][0]
+        raise UserError(
+            f"the policy answers {observation.instruction[wrong[0]]!r} with an action of {value}, expected finite numbers: its weights or its "
+            "statistics are damaged; train it or download it again"
+        )

@@ -10,12 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..packing import normalised, pack
-from .config import CompactPolicyConfig
+from .config import BLOCK, CompactPolicyConfig
 from .observation import Observation
 from .regression import RegressionPolicy
 from .text import TextEncoder
-
-BLOCK = 4  # pixels a side that are folded into channels: see packing.py
 
 
 class CompactPolicy(RegressionPolicy):

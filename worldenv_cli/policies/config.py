@@ -1,10 +1,12 @@
 """Settings of the policies: sizes of the compact one, how a published checkpoint is used, adapters, supervised fine-tuning."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from ..config import Config, TrainingConfig
+from ..config import Channels, Config, TrainingConfig
+
+BLOCK = 4  # pixels a side that the compact policy folds into channels: see packing.py
 
 
 class TextConfig(Config):
@@ -26,8 +28,8 @@ class CompactPolicyConfig(Config):
     chunk: int = Field(4, description="Actions in a chunk; follows the environment")
     state_size: int = Field(4, description="Numbers in the proprioception; follows the environment")
     action_size: int = Field(4, description="Numbers in an action; follows the environment")
-    channels: tuple[int, int] = Field((48, 64), description="Channels of the two levels of the image encoder")
-    width: int = Field(96, description="Width of the transformer that predicts the chunk")
+    channels: tuple[Channels, Channels] = Field((48, 64), description="Channels of the two levels of the image encoder")
+    width: int = Field(96, ge=4, multiple_of=4, description="Width of the transformer that predicts the chunk")
     layers: int = Field(2, ge=1, description="Layers of that transformer")
     text: TextConfig = Field(TextConfig(), description="The encoder of instructions")
     scale_min: float = Field(0.03, gt=0, description="Smallest Laplace scale of the action noise, in action units")
@@ -37,6 +39,11 @@ class CompactPolicyConfig(Config):
     @property
     def cameras(self) -> tuple[str, ...]:
         return (self.camera,)
+
+    @property
+    def size_step(self) -> int:
+        """Pictures must be a multiple of this many pixels a side: packed, and halved once."""
+        return 2 * BLOCK
 
 
 class LoraSettings(Config):
@@ -49,6 +56,8 @@ class LoraSettings(Config):
 
 class VLAConfig(Config):
     """A published vision-language-action checkpoint: everything that it does not say about itself."""
+
+    size_step: ClassVar[int] = 1  # pictures of any size are resized
 
     model: str = Field(description="Folder of a checkpoint, or owner/name[@revision] on the Hub: OpenVLA-OFT, pi0 or SmolVLA")
     cameras: tuple[str, ...] = Field(

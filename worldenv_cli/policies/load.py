@@ -37,7 +37,7 @@ def load_vla(config: VLAConfig, device: torch.device | str = "cpu", weights: boo
     """The checkpoint's policy, frozen but for what `trainable` adds, in evaluation mode; without `weights` parameters are shapes only.
 
     The self-check's result is said. Raises UserError where it fails, for a missing or truncated file, a tensor that is missing, unexpected or
-    misshapen, statistics of another robot, and where the checkpoint takes fewer cameras.
+    misshapen, numbers that are not finite, statistics of another robot, and where the checkpoint takes fewer cameras.
     """
     folder, dtype = checkpoint_folder(config, weights), getattr(torch, config.dtype)
     kind = family(folder)

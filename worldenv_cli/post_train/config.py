@@ -1,5 +1,7 @@
 """Settings of post-training: its rounds, the gate, and the updates of the policy."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from ..config import Config, TrainingConfig
@@ -56,10 +58,14 @@ class PostTrainConfig(Config):
     resets: int = Field(
         60,
         ge=0,
-        description="Further first frames of each task to imagine from: one reset of the real environment each, no step; 0: none, nor in the imagined evaluation",
+        description="Further first frames of each task to imagine from: one reset of the real environment each, no step; "
+        "0: none, nor in the imagined evaluation",
     )
     validation: int = Field(
         25, ge=0, description="Real episodes of each task and candidate that decide which policy is used; 0: no test, open tasks use the tuned one"
+    )
+    unknown_instruction: Literal["tuned", "sft", "refuse"] = Field(
+        "tuned", description="Which policy plays an instruction that is near none of env.tasks; tuned: the last one that any task uses"
     )
     lora: LoraSettings = Field(LoraSettings(), description="The adapter that the updates train")
     gate: GateConfig = Field(GateConfig(), description="When a task may be trained on in imagination")

@@ -16,9 +16,7 @@ from torch.nn import functional as F
 from ..packing import normalised, pack
 from ..policies.text import TextEncoder
 from ..pretrained import Pretrained
-from .config import ReflectorConfig
-
-BLOCK = 4  # pixels a side that are folded into channels: see packing.py
+from .config import BLOCK, ReflectorConfig
 
 
 @dataclass

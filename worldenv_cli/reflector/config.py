@@ -2,8 +2,10 @@
 
 from pydantic import Field
 
-from ..config import Config, TrainingConfig
+from ..config import Channels, Config, TrainingConfig
 from ..policies.config import TextConfig
+
+BLOCK = 4  # pixels a side that the reflector folds into channels: see packing.py
 
 
 class ReflectorConfig(Config):
@@ -11,12 +13,17 @@ class ReflectorConfig(Config):
 
     camera: str = Field("front", description="Camera that it looks through; follows the environment")
     resolution: int = Field(64, description="Pixels on a side of its pictures; follows the environment")
-    channels: tuple[int, int, int] = Field((64, 64, 96), description="Channels of the three levels of the image encoder")
+    channels: tuple[Channels, Channels, Channels] = Field((64, 64, 96), description="Channels of the three levels of the image encoder")
     width: int = Field(128, description="Width of its hidden layers")
     lookback: tuple[int, ...] = Field(
         (1, 3), description="Earlier frames that it sees beside each frame, in control steps before it; the first frame comes on top"
     )
     text: TextConfig = Field(TextConfig(), description="The encoder of instructions")
+
+    @property
+    def size_step(self) -> int:
+        """Pictures must be a multiple of this many pixels a side: packed, and halved twice."""
+        return 4 * BLOCK
 
 
 class CalibrationConfig(Config):

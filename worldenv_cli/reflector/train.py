@@ -16,8 +16,8 @@ from ..progress import track
 from ..simulator.simulator import Simulator, history_until
 from ..training import train
 from .calibration import Scored, choose_threshold, failures, failures_needed, fit_scale_and_offset
-from .compact import BLOCK, Reflector
-from .config import CalibrateConfig, CalibrationConfig
+from .compact import Reflector
+from .config import BLOCK, CalibrateConfig, CalibrationConfig
 
 
 @dataclass

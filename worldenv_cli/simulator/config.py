@@ -4,13 +4,13 @@ from typing import Literal
 
 from pydantic import Field
 
-from ..config import Config, TrainingConfig
+from ..config import Channels, Config, TrainingConfig
 
 
 class UNetConfig(Config):
     """The network that draws the frames."""
 
-    channels: tuple[int, ...] = Field((32, 64, 96), description="Channels at each resolution, from fine to coarse")
+    channels: tuple[Channels, ...] = Field((32, 64, 96), min_length=1, description="Channels at each resolution, from fine to coarse")
     layers: int = Field(1, ge=1, description="Residual blocks at each resolution")
     block: Literal[1, 2, 4, 8] = Field(4, description="Pixels on a side that are folded into one position of the network")
     memory: tuple[int, ...] = Field(
@@ -38,6 +38,11 @@ class SimulatorConfig(Config):
     bank: int = Field(6000, ge=1, description="Number of real frames that are kept to copy from")
     hidden: int = Field(128, ge=1, description="Width of the recurrent model of the proprioception")
     unet: UNetConfig = Field(UNetConfig(), description="The network that draws the frames")
+
+    @property
+    def size_step(self) -> int:
+        """Pictures must be a multiple of this many pixels a side: packed, and halved between two levels of the U-Net."""
+        return self.unet.block * 2 ** (len(self.unet.channels) - 1)
 
 
 class SimulateConfig(Config):

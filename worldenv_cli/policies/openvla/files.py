@@ -168,6 +168,6 @@ def adapter_changes(folder: Path, shapes: Shapes) -> dict[str, tuple[Tensor, Ten
     if unknown or not change:
         listed = ", ".join(sorted(unknown)) or "nothing"
         raise UserError(
-            f"{path / 'adapter_model.safetensors'}: {listed}: expected A and B of rank {rank} for tensors of this base; name the one it was trained on"
+            f"{path / 'adapter_model.safetensors'}: {listed}: expected A and B of rank {rank} for tensors of this base; name its own base"
         )
     return change
