@@ -16,7 +16,8 @@ from tiny_smolvla import VLM, write_smolvla, write_tokenizer
 
 from worldenv_cli.atomic import read_json, write_json
 from worldenv_cli.errors import UserError
-from worldenv_cli.models import load_model, save_merged, save_model
+from worldenv_cli.merged import write_merged
+from worldenv_cli.models import load_model, save_model
 from worldenv_cli.policies.chosen import ChosenPolicy
 from worldenv_cli.policies.compact import CompactPolicy
 from worldenv_cli.policies.config import LoraSettings, TextConfig, VLAConfig
@@ -108,7 +109,7 @@ def test_a_linked_key_is_not_published(tmp_path):
         shutil.rmtree(tmp_path / "out", ignore_errors=True)
         (tmp_path / "out").mkdir()
         with pytest.raises(UserError, match="is a link to .*id_rsa, outside of its folder"):
-            save_merged(tmp_path / "out", policy, {}, "# card")
+            write_merged(tmp_path / "out", policy, {}, "# card")
         place.unlink()
         assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file() and b"PRIVATE" in path.read_bytes()]
 

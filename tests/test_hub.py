@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -283,7 +282,13 @@ def test_a_download_that_breaks_off_at_any_step_is_told_in_one_line_and_finishes
 @pytest.mark.parametrize("endpoint", ["http://127.0.0.1:9", "http://nowhere.invalid", "nonsense"])
 def test_no_network_is_told_in_one_line(policy_folder, tmp_path, endpoint):
     """Refused, no such host, no address at all: in a process of its own, as a user's."""
-    told = {"HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": "hf_secretsecret"}
+    told = {
+        "HF_ENDPOINT": endpoint,
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_TOKEN": "hf_secretsecret",
+    }
     code = "import time; time.sleep = lambda seconds: None; from worldenv_cli.cli import main; main()"
     for arguments in (["inspect", "me/data"], ["push-to-hub", str(policy_folder), "me/policy"]):
         done = subprocess.run([sys.executable, "-c", code, *arguments], env=os.environ | told, capture_output=True, text=True, timeout=120)

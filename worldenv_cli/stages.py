@@ -16,6 +16,7 @@ from .hub import downloaded, resolve, state_of
 from .models import new_policy, save_model
 from .pipeline import Run
 from .policies.load import check_checkpoint
+from .policies.parts import part
 from .policies.vla import CONVERTED, VLAConfig, checkpoint_folder, is_on_the_hub
 from .progress import say
 from .provenance import PROVENANCE, recorded_files, total_hash, verify, write_provenance
@@ -31,7 +32,13 @@ def needs(*names: str) -> dict[str, str]:
 
 
 def check_policy(recipe: Recipe, stages: list[str]) -> None:
-    """Whether a VLA's checkpoint is there and fits, told before anything is made. For `ingest` alone a folder must be there, and no more."""
+    """Whether a VLA's checkpoint and the text encoders are there and fit, told before anything is made.
+
+    For `ingest` alone a folder must be there, and no more.
+    """
+    for section in (recipe.policy, recipe.reflector) if stages is None else ():
+        if not isinstance(section, VLAConfig) and section.text.pretrained:
+            part(section.text.pretrained, "text encoder", "text.pretrained", None)
     if not isinstance(recipe.policy, VLAConfig):
         return
     if "sft" in stages:

@@ -21,7 +21,7 @@ from .kinds import family
 from .lerobot_steps import ACTION, POSTPROCESSOR, PREPROCESSOR, STATE
 from .normaliser import STATISTICS, Normaliser
 from .openvla.policy import OpenVLAPart
-from .parts import beside
+from .parts import beside, own_name
 from .policy import Policy
 from .vla import checkpoint_folder
 
@@ -154,9 +154,10 @@ def _bring_folders(policy: FlowPolicy, place: Path) -> None:
     names = {policy.checkpoint.tokenizer_settings.name, str(policy.checkpoint.config.get("vlm_model_name", ""))}
     for name in names - {"", "."}:
         folder = beside(policy.checkpoint.folder, name)
-        if folder is not None and not inside(place, name, place).exists():
-            (place / name).mkdir(parents=True)
-            copy_files(folder, place / name, lambda path: path.suffix in PLAIN)
+        target = inside(place, own_name(name), place)
+        if folder is not None and not target.exists():
+            target.mkdir(parents=True)
+            copy_files(folder, target, lambda path: path.suffix in PLAIN)
 
 
 # OpenVLA-OFT

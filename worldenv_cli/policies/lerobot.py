@@ -116,8 +116,8 @@ class _Feature(BaseModel):
 class _PolicyFields(BaseModel):
     """What is needed of config.json; the rest of it concerns training."""
 
-    input_features: dict[str, _Feature]
-    output_features: dict[str, _Feature]
+    input_features: dict[str, _Feature] | None = None
+    output_features: dict[str, _Feature] | None = None
     chunk_size: int = Field(ge=1, le=1000)
     max_state_dim: int = Field(ge=1, le=MOST)
     max_action_dim: int = Field(ge=1, le=MOST)
@@ -130,18 +130,19 @@ class _PolicyFields(BaseModel):
     use_delta_joint_actions_aloha: bool = False
 
     def size(self, name: str, path: Path) -> int:
-        """The declared numbers of a feature. Some fine-tunes keep the base model's declaration, so that this is only the first guess."""
-        feature = (self.output_features if name == ACTION else self.input_features).get(name)
-        if feature is None or len(feature.shape) != 1:
-            problem = "missing" if feature is None else f"of shape {feature.shape}"
-            raise UserError(f"{path}: the feature {name} is {problem}: expected a vector, such as {{'shape': [7]}}: this policy is of another kind")
+        """The declared numbers of a feature, 0 where there are none: a first guess, for some fine-tunes keep the base model's declaration."""
+        feature = ((self.output_features if name == ACTION else self.input_features) or {}).get(name)
+        if feature is None:
+            return 0
+        if len(feature.shape) != 1:
+            raise UserError(f"{path}: the feature {name} is of shape {feature.shape}: expected a vector; this policy is of another kind")
         return min(feature.shape[0], MOST)
 
 
 def _cameras(fields: _PolicyFields, path: Path) -> dict[str, tuple[int, int]]:
     """{camera: (H, W)} in the order in which lerobot shows them: all features of pictures, whatever they are called, but for the empty ones."""
     cameras = {}
-    for key, feature in fields.input_features.items():
+    for key, feature in (fields.input_features or {}).items():
         if feature.type != "VISUAL" or len(feature.shape) != 3 or "empty_camera_" in key:
             continue
         name = key.removeprefix("observation.").removeprefix("images.")

@@ -4,7 +4,7 @@ Whoever wrote the name decides what is opened. So only data comes down, links ou
 own (auto_map) is refused before transformers is called: it would stop and ask whether to run it.
 """
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from ..atomic import read_json
@@ -22,11 +22,17 @@ REFUSALS = (ArithmeticError, AttributeError, LookupError, MemoryError, OSError, 
 
 def beside(folder: Path, name: str) -> Path | None:
     """`name` as a folder inside or beside `folder`, None where there is none. Raises UserError for a path or link that leads elsewhere."""
+    name = own_name(name)
     for parent in (Path(folder), Path(folder).absolute().parent):
         path = inside(parent, name, folder)
         if path.is_dir():
             return path
     return None
+
+
+def own_name(name: str) -> str:
+    """Of an absolute path, which is the machine's that wrote it, only the last part counts."""
+    return PurePosixPath(name).name if isinstance(name, str) and name.startswith("/") else name
 
 
 def part(name: str, what: str, where: str | Path, folder: Path | None, patterns: tuple[str, ...] = SMALL) -> Path:
@@ -36,6 +42,9 @@ def part(name: str, what: str, where: str | Path, folder: Path | None, patterns:
     had, has links out of its folder, or brings code of its own.
     """
     found = beside(folder, name) if folder is not None else Path(name) if Path(name).is_dir() else None
+    if found is None and name.startswith("/"):
+        place = f"put that folder beside the checkpoint, as {own_name(name)}" if folder is not None else "check the path"
+        raise UserError(f"{where}: its {what} {name!r:.200} is a folder of the machine that wrote this, which is not opened here; {place}")
     if found is None:
         from huggingface_hub import snapshot_download
 

@@ -120,7 +120,7 @@ def _kept(tensors: dict[str, Tensor], path: Path, digest: str) -> bool:
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.touch()
+        partial.touch(exist_ok=False)  # nothing that somebody put there is written through
     except OSError as error:
         if is_disk_full(error):
             raise
