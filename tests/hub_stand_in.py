@@ -6,6 +6,7 @@ Enough of the protocol for `huggingface_hub`'s create_repo, upload_folder, snaps
 import base64
 import hashlib
 import json
+import re
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -59,6 +60,7 @@ class Hub:
         self.token: str | None = None
         self.fail = None  # (method, path) -> what goes wrong, or None: see `at`
         self.address = ""
+        self.served: dict[str, int] = {}  # bytes that were sent of each file
 
 
 @contextmanager
@@ -217,7 +219,12 @@ class _Handler(BaseHTTPRequestHandler):
         if data is None:
             return self._answer({"error": "no such file"}, 404)
         tag = hashlib.sha256(data).hexdigest() if len(data) >= LFS_FROM else _blob(data)
-        return self._answer(data, headers=(("X-Repo-Commit", commit), ("ETag", f'"{tag}"')))
+        headers = (("X-Repo-Commit", commit), ("ETag", f'"{tag}"'))
+        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range") or "")
+        part = data[int(asked[1]) : int(asked[2]) + 1] if asked else data
+        if self.command == "GET":
+            self.hub.served["/".join(rest)] = self.hub.served.get("/".join(rest), 0) + len(part)
+        return self._answer(part, 206 if asked else 200, headers)
 
 
 def _blob(data: bytes) -> str:

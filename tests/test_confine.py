@@ -60,7 +60,11 @@ def test_the_hubs_cache_may_link_to_its_own_blobs_only(tmp_path):
     (tmp_path / "models--owner--other" / "blobs" / "abc").write_text("{}")
     (snapshot / "config.json").symlink_to("../../blobs/abc")
     (snapshot / "lora_adapter" / "adapter_config.json").symlink_to("../../../blobs/abc")
-    for folder, name in ((snapshot, "config.json"), (snapshot, "lora_adapter/adapter_config.json"), (snapshot / "lora_adapter", "adapter_config.json")):
+    for folder, name in (
+        (snapshot, "config.json"),
+        (snapshot, "lora_adapter/adapter_config.json"),
+        (snapshot / "lora_adapter", "adapter_config.json"),
+    ):
         assert inside(folder, name, "x").read_text() == "{}"
     for number, target in enumerate(("../../blobs/linked", "../../refs/main", "../../../models--owner--other/blobs/abc", "../../blobs")):
         (snapshot / f"{number}.json").symlink_to(target)

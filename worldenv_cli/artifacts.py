@@ -32,6 +32,7 @@ def write_artifact(folder: Path, kind: str, config: dict, tensors: "dict[str, to
     mark(folder, kind, config)
     write_card(folder, kind, card)
     if tensors is not None:
+        check_tensors(tensors, f"the {kind}", "training went wrong: lower its learning rate or check the data, and run again")
         write_tensors(folder / TENSORS, tensors)
     write_provenance(folder, provenance)
 
@@ -86,7 +87,19 @@ def load_tensors(folder: Path) -> "dict[str, torch.Tensor]":
     path = Path(folder) / TENSORS
     if not path.is_file():
         raise UserError(f"{folder} holds no {TENSORS}: expected the weights there; make the artifact or download it again")
-    return read_tensors(path)
+    tensors = read_tensors(path)
+    check_tensors(tensors, path, "make it or download it again")
+    return tensors
+
+
+def check_tensors(tensors: "dict[str, torch.Tensor]", where: str | Path, advice: str) -> None:
+    """Raise UserError where a number is NaN or infinite. A policy of such weights can still act, and be called a success."""
+    import torch
+
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and tensor.numel() and not all(torch.isfinite(end) for end in torch.aminmax(tensor.detach())):
+            wrong = int((~torch.isfinite(tensor)).sum())
+            raise UserError(f"{where}: {wrong} of {tensor.numel()} numbers in {name} are not finite; {advice}")
 
 
 def load_into(module: "torch.nn.Module", tensors: "dict[str, torch.Tensor]", where: str | Path, of: "dict[str, torch.Tensor] | None" = None) -> None:
@@ -187,7 +200,7 @@ class Checkpoint:
         """(step, tensors, state) of the newest state that can be read, None where there is none."""
         for step in reversed(self._steps()):
             try:
-                return step, read_tensors(self._of(step) / TENSORS), read_json(self._of(step) / "state.json")
+                return step, load_tensors(self._of(step)), read_json(self._of(step) / "state.json")
             except (UserError, FileNotFoundError) as error:
                 warnings.warn(f"checkpoint skipped, falling back to the one before: {error}", stacklevel=2)
         return None

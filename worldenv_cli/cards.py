@@ -31,23 +31,25 @@ def dataset(episodes: Sequence[Episode], description: dict) -> str:
 
 
 def _counts(task: str, episodes: Sequence[Episode]) -> str:
-    successes = sum(bool(episode.success[-1]) for episode in episodes)
+    successes, unknown = (sum(episode.outcome == kind for episode in episodes) for kind in ("success", "unknown"))
     length = np.mean([len(episode.actions) for episode in episodes])
-    return f"| {task} | {episodes[0].instruction} | {len(episodes)} | {successes} | {length:.1f} |"
+    return f"| {task} | {episodes[0].instruction} | {len(episodes)} | {successes}{f' ({unknown} unknown)' if unknown else ''} | {length:.1f} |"
 
 
 def ingested(description: dict, episodes: Sequence[tuple[str, int]]) -> str:
     """episodes: (instruction, actions) of each."""
     lengths: dict[str, list[int]] = {}
+    scale = "recorded = offset + unit * action, see meta/worldenv.json" if "offset" in description["action"] else "as they were recorded"
     for task, length in episodes:
         lengths.setdefault(task, []).append(length)
     return "\n".join(
         [
             f"# Demonstrations from {', '.join(sorted({source['format'] for source in description['sources']}))}",
             "",
-            f"LeRobotDataset v3.0, {description['control_hz']} Hz control, {len(episodes)} episodes. Success: {description['success']}.",
-            f"Actions in [-1, 1]: {description['action']['meaning']}.",
-            *(f"Camera {name}: {found['orientation']}." for name, found in description["cameras"].items()),
+            f"LeRobotDataset v3.0, {description['control_hz']} Hz control, {len(episodes)} episodes.",
+            *(f"Outcomes of {found['source']}: {found['episodes']} ({found['known']})." for found in description["outcome"]),
+            f"Actions in [-1, 1]: {description['action']['meaning']}; {scale}.",
+            *(f"Camera {name}: {found['orientation'] or 'orientation unknown'}." for name, found in description["cameras"].items()),
             "",
             "| instruction | episodes | mean control steps |",
             "|---|---|---|",
@@ -169,7 +171,7 @@ def reflector(model, measured: dict) -> str:
             "# Instant reflector",
             "",
             f"{sum(p.numel() for p in model.parameters()):,} parameters; instruction + frames so far -> P(success by frame). "
-            f"Stops at {measured['threshold']:.3f}.",
+            + (f"Stops at {measured['threshold']:.3f}." if "shortage" not in measured else f"{measured['shortage']['message']}."),
             "",
             "| held-out frames | AUC (95 %) | failed episodes stopped | successes missed | calibration error |",
             "|---|---|---|---|---|",

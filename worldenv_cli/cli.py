@@ -40,7 +40,12 @@ State = Annotated[str | None, typer.Option(metavar="A,B", help="Names in the sou
 Action = Annotated[str | None, typer.Option(metavar="NAME", help="Name of the action in the source.")]
 Instruction = Annotated[str | None, typer.Option(help="Of every episode, for sources that record none.")]
 ControlHz = Annotated[
-    int | None, typer.Option("--control-hz", min=1, max=10_000, help="Actions a second, where the source records none, or not the one played.")
+    float | None, typer.Option("--control-hz", help="Actions a second, where the source records none, or not the one played.", show_default=False)
+]
+Outcome = Annotated[str | None, typer.Option(metavar="success|failure", help="Of every episode whose outcome is not recorded; else it is unknown.")]
+Success = Annotated[str | None, typer.Option(metavar="COLUMN|FILE", help="Where outcomes are: a column of the source, a CSV or JSON of episodes.")]
+Gripper = Annotated[
+    str | None, typer.Option(metavar="'1 opens'|'1 closes'", help="What the action's last number does, where the source does not say.")
 ]
 FilterKey = Annotated[str | None, typer.Option(help="robomimic: only the demonstrations of this mask.")]
 
@@ -60,10 +65,13 @@ def ingest(
     instruction: Instruction = None,
     filter_key: FilterKey = None,
     control_hz: ControlHz = None,
+    outcome: Outcome = None,
+    success: Success = None,
+    gripper: Gripper = None,
     drop_no_ops: Annotated[bool, typer.Option("--drop-no-ops", help="LIBERO: leave out steps that move nothing.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of the draw of --demos-per-task.")] = 0,
     video: Annotated[bool, typer.Option("--video", help="Keep pictures as H.264 video instead of exactly.")] = False,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out and list episodes that cannot be read.")] = False,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out and list what cannot be read.")] = False,
     dry_run: DryRun = False,
     force: Force = False,
     debug: Debug = False,
@@ -73,13 +81,17 @@ def ingest(
         _run(["ingest"], sources[0], set, out, dry_run, force, debug)
         return
     with _told(debug):
-        from .data.ingest import Selection, camera_names, ingest_sources, picture_size
+        from .data.ingest import ingest_sources
+        from .data.selection import Selection, camera_names, picture_size
 
         if out is None:
             raise UserError("--out is missing: expected the folder of the dataset that is made from recorded data")
-        opened = _opened(sources, format, state, action, instruction, filter_key, control_hz, drop_no_ops)
         chosen = {"demos_per_task": demos_per_task, "tasks": tasks, "cameras": camera_names(cameras), "resize": picture_size(resize)}
-        ingest_sources(opened, out, Selection(**chosen, seed=seed, video=video, skip_bad=skip_bad), dry_run=dry_run, force=force)
+        told = {"state": state, "action": action, "instruction": instruction, "filter_key": filter_key, "control_hz": control_hz}
+        told |= {"outcome": outcome, "success": success, "gripper": gripper, "drop_no_ops": drop_no_ops, "skip_bad": skip_bad}
+        opened, unopened = _opened(sources, format, told)
+        selection = Selection(**chosen, seed=seed, video=video, skip_bad=skip_bad)
+        ingest_sources(opened, out, selection, unopened=unopened, dry_run=dry_run, force=force)
 
 
 @app.command()
@@ -92,6 +104,8 @@ def inspect(
     instruction: Instruction = None,
     filter_key: FilterKey = None,
     control_hz: ControlHz = None,
+    outcome: Outcome = None,
+    success: Success = None,
     debug: Debug = False,
 ):
     """What is in a dataset, or in recorded data."""
@@ -101,7 +115,8 @@ def inspect(
 
         if sheet is not None:
             check_destination(sheet, "file", [Path(source) for source in sources])
-        for source in _opened(sources, format, state, action, instruction, filter_key, control_hz, False):
+        told = {"state": state, "action": action, "instruction": instruction, "filter_key": filter_key, "control_hz": control_hz}
+        for source in _opened(sources, format, told | {"outcome": outcome, "success": success})[0]:
             print_inspection(inspect_source(source), sheet)
 
 
@@ -111,20 +126,30 @@ def _is_recipe(name: str) -> bool:
     return name.endswith((".yaml", ".yml")) or (not Path(name).exists() and (SHIPPED / f"{name}.yaml").is_file())
 
 
-def _opened(sources: list[str], format, state, action, instruction, filter_key, control_hz, drop_no_ops) -> list:
-    """The sources of a command line, listed but not read."""
+def _opened(sources: list[str], format: str | None, told: dict) -> tuple[list, list[str]]:
+    """(the sources of a command line, listed but not read; those that --skip-bad has left out, with the reasons)."""
+    from pydantic import ValidationError
+
     from .data.sources import SourceConfig, open_source
     from .hub import resolve
 
-    config = SourceConfig(
-        instruction=instruction,
-        filter_key=filter_key,
-        control_hz=control_hz,
-        drop_no_ops=drop_no_ops,
-        state=state.split(",") if state else None,
-        action=action,
-    )
-    return [open_source(resolve(source, "dataset"), config, format) for source in sources]
+    try:
+        config = SourceConfig(**told | {"state": tuple(told["state"].split(",")) if told["state"] else None})
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        option = str(wrong["loc"][0]).replace("_", "-")
+        raise UserError(f"--{option} {wrong['input']!r}: {wrong['msg'].lower()}") from error
+    opened, unopened = [], []
+    for source in sources:
+        try:
+            opened.append(open_source(resolve(source, "dataset"), config, format))
+        except UserError as error:
+            if not config.skip_bad or len(sources) == 1:
+                raise
+            unopened.append(str(error))
+    if not opened:
+        raise UserError(unopened[0])
+    return opened, unopened
 
 
 @app.command()

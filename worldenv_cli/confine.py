@@ -6,6 +6,8 @@ called `notes.json` would be read, copied and published.
 
 import os
 import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from .errors import UserError
@@ -39,3 +41,10 @@ def _is_relative(name: str) -> bool:
 def _is_blob(home: str, place: str) -> bool:
     match = CACHED.fullmatch(Path(home).as_posix())
     return match is not None and Path(place).parent.as_posix() == f"{match['repository']}/blobs"
+
+
+def copy_files(folder: Path, place: Path, wanted: Callable[[Path], bool]) -> None:
+    """Copy the files directly in `folder` that are `wanted` into `place`. Raises UserError for one that is a link out of the folder."""
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and wanted(path):
+            shutil.copy(inside(folder, path.name, folder), place / path.name)

@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
@@ -21,8 +21,11 @@ REPOSITORY = r"[\w-][\w.-]*/[\w-][\w.-]*"
 REFERENCE = re.compile(rf"(?P<repository>{REPOSITORY})(?P<folder>(/[\w-][\w.-]*)*)(@(?P<revision>[\w./-]+))?")
 
 
-def resolve(reference: str | Path, repo_type: str = "model") -> Path:
-    """A folder on this machine: the path itself, or a download of the Hub's `owner/name[/folder][@revision]`. A Path is never looked for there."""
+def resolve(reference: str | Path, repo_type: str = "model", patterns: Sequence[str] | None = None) -> Path:
+    """A folder on this machine: the path itself, or a download of the Hub's `owner/name[/folder][@revision]`. A Path is never looked for there.
+
+    With `patterns` only files that match one are downloaded.
+    """
     if Path(reference).exists():
         return Path(reference)
     match = REFERENCE.fullmatch(reference) if isinstance(reference, str) else None
@@ -31,9 +34,9 @@ def resolve(reference: str | Path, repo_type: str = "model") -> Path:
     from huggingface_hub import constants, snapshot_download
 
     inside = match["folder"].strip("/")
-    patterns = [f"{inside}/**"] if inside else None
+    wanted = [f"{inside}/{pattern}" if inside else pattern for pattern in patterns or ["**"]] if patterns or inside else None
     with disk_full_told(Path(constants.HF_HUB_CACHE)), told(str(reference)):
-        snapshot = Path(snapshot_download(match["repository"], revision=match["revision"], repo_type=repo_type, allow_patterns=patterns))
+        snapshot = Path(snapshot_download(match["repository"], revision=match["revision"], repo_type=repo_type, allow_patterns=wanted))
     if not (snapshot / inside).is_dir():
         raise UserError(f"{reference}: the repository has no folder {inside!r}; look at its files")
     return snapshot / inside

@@ -13,9 +13,10 @@ from .data.actions import ActionScale
 from .errors import UserError
 from .models import INNER, OWN_CHECKPOINT, save_model
 from .policies.chosen import ChosenPolicy
+from .policies.kinds import family
 from .policies.lora import AdaptedPolicy, learned_tensors
 from .policies.policy import Policy
-from .policies.vla import VLAConfig, checkpoint_folder, family
+from .policies.vla import VLAConfig, checkpoint_folder
 from .provenance import CARD
 
 MEMBERS = "members"

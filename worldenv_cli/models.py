@@ -13,7 +13,7 @@ from .artifacts import load_config, load_into, load_tensors, under, write_artifa
 from .confine import inside
 from .destination import kind_of
 from .errors import UserError
-from .hub import resolve
+from .hub import REFERENCE, downloaded, resolve
 from .policies.chosen import ChosenPolicy
 from .policies.compact import CompactPolicy, CompactPolicyConfig
 from .policies.load import load_vla
@@ -77,6 +77,8 @@ def load_model(reference: str | Path, kind: str, made_by: str = "make it first",
     """
     folder = _artifact_in(resolve(reference) if isinstance(reference, str) else Path(reference))
     found = load_config(folder, kind, made_by)
+    if downloaded(folder) is not None:
+        check_names(found, folder / "config.json")
     if kind == "policy" and _is_split(found):
         return _members(found, folder, device)
     tensors = load_tensors(folder)
@@ -93,6 +95,26 @@ def load_model(reference: str | Path, kind: str, made_by: str = "make it first",
     return model.to(device).eval()
 
 
+def check_names(found, path: Path) -> None:
+    """What a downloaded artifact is made on must come along or from the Hub, where only data is read of it, never code: no folder of this machine."""
+    for key, value in found.items() if isinstance(found, dict) else enumerate(found) if isinstance(found, list) else ():
+        if key in ("model", "pretrained") and isinstance(value, str) and value != OWN_CHECKPOINT and not REFERENCE.fullmatch(value):
+            raise UserError(f"{path}: {key} is {value!r:.200}, expected owner/name[@revision] on the Hub; push the policy with --merged")
+        check_names(value, path)
+
+
+def _check_choice(found: dict, folder: Path) -> None:
+    """Every instruction must be somebody's: rows of one that names no member would be dropped without a word."""
+    members, choice = found["members"], found.get("choice")
+    if not isinstance(members, dict) or not members or not isinstance(choice, dict):
+        raise UserError(f"{folder / 'config.json'}: members or choice is missing, expected policies by name and {{instruction: name}}; make it again")
+    default = found.get("default")  # None: another wording is refused
+    unknown = sorted({repr(name) for name in [*choice.values(), *([] if default is None else [default])] if name not in list(members)})
+    if unknown:
+        names = ", ".join(members)
+        raise UserError(f"{folder / 'config.json'}: choice or default names {', '.join(unknown)}, expected one of {names}; make the policy again")
+
+
 def _artifact_in(folder: Path) -> Path:
     """The artifact of a folder: itself, or where it is a checkpoint in another project's layout the one inside of it."""
     inner = folder / INNER
@@ -106,25 +128,17 @@ def _is_split(found: dict) -> bool:
 
 
 def _members(found: dict, folder: Path, device) -> ChosenPolicy:
+    _check_choice(found, folder)
     members = {name: load_model(inside(folder, where, folder / "config.json"), "policy", device=device) for name, where in found["members"].items()}
-    return _chosen(members, found, folder)
-
-
-def _chosen(members: dict[str, Policy], found: dict, folder: Path) -> ChosenPolicy:
-    choice, default = found.get("choice"), found.get("default")
-    if not isinstance(choice, dict) or not all(isinstance(name, str) for name in choice.values()) or not isinstance(default, str | None):
-        raise UserError(f"{folder / 'config.json'}: choice and default are {choice!r:.100} and {default!r:.100}: expected names of members")
-    try:
-        return ChosenPolicy(members, choice, default)
-    except UserError as error:
-        raise UserError(f"{folder / 'config.json'}: {error}") from error
+    return ChosenPolicy(members, found["choice"], found["default"])
 
 
 def _policy(found: dict, tensors: dict[str, Tensor], folder: Path, device) -> Policy:
     """The inverse of `_policy_parts`."""
     if "members" in found:
+        _check_choice(found, folder)
         members = {name: _policy(one, under(f"members.{name}.", tensors), folder, device) for name, one in found["members"].items()}
-        return _chosen(members, found, folder)
+        return ChosenPolicy(members, found["choice"], found["default"])
     wanted = found.get("policy")
     vla = isinstance(wanted, dict) and "model" in wanted
     if vla and wanted["model"] == OWN_CHECKPOINT:

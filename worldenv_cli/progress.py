@@ -9,8 +9,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
+from .atomic import write_text
 from .errors import UserError
 
 SECONDS_BETWEEN_LINES = 5.0
@@ -121,9 +122,7 @@ class Metrics:
         self.resume_step = resume_step
         self._writer = None
         kept = [] if resume_step is None else [line for line in self._lines() if line["step"] <= resume_step]
-        partial = self.path.with_suffix(f".partial-{os.getpid()}")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        partial.replace(self.path)
+        write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         if resume_step is None:
             for events in self.folder.glob("events.out.tfevents.*"):
                 events.unlink()
@@ -146,13 +145,27 @@ class Metrics:
                 self._writer.add_scalar(name, value, step)
         self._writer.flush()
 
+    def close(self) -> None:
+        """End the threads of TensorBoard's writer. May be called twice."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
     def _lines(self) -> Iterator[dict]:
         """The lines that can be read: a run that was killed may have left half of the last."""
-        for line in self.path.read_text().splitlines() if self.path.exists() else []:
+        for line in self.path.read_text(errors="replace").splitlines() if self.path.exists() else []:
             try:
-                yield json.loads(line)
+                found = json.loads(line)
             except ValueError:
                 continue
+            if isinstance(found, dict) and isinstance(found.get("step"), int):
+                yield found
 
 
 def check_finite(what: str, step: int, **losses: float) -> None:

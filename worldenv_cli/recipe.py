@@ -1,5 +1,6 @@
 """The recipe: one YAML file that says everything about a run, `--set a.b=c` on top of it, and what to say when it is wrong."""
 
+import math
 import re
 import types
 from collections.abc import Sequence
@@ -11,20 +12,14 @@ from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError, mode
 from pydantic_core import PydanticUndefined
 
 from .config import Config
-from .data.expert import IngestConfig
-from .data.explore import ExploreConfig
-from .envs.config import EnvConfig
+from .data.config import ExploreConfig, IngestConfig
+from .envs.config import EnvConfig, WorldEnvConfig
 from .errors import UserError
-from .evaluation.protocol import EvalConfig
-from .policies.compact import CompactPolicyConfig
-from .policies.sft import SFTConfig
-from .policies.vla import VLAConfig
-from .post_train.rounds import PostTrainConfig
-from .reflector.compact import ReflectorConfig
-from .reflector.train import CalibrateConfig
-from .simulator.simulator import SimulatorConfig
-from .simulator.train import SimulateConfig
-from .world_env import WorldEnvConfig
+from .evaluation.config import EvalConfig
+from .policies.config import CompactPolicyConfig, SFTConfig, VLAConfig
+from .post_train.config import PostTrainConfig
+from .reflector.config import CalibrateConfig, ReflectorConfig
+from .simulator.config import SimulateConfig, SimulatorConfig
 
 SHIPPED = Path(__file__).resolve().parent.parent / "recipes"
 C = TypeVar("C", bound=Config)
@@ -72,11 +67,21 @@ class Recipe(Config):
                     raise ValueError(f"{name}.{key} is {getattr(section, key)!r}, but the environment has {value!r}; leave it out")
             # frozen for its readers; here it is still being made
             object.__setattr__(self, name, section.model_copy(update=wanted))
+        self._check_size()
         if self.world_env.rows < self.post_train.updates.group:
             raise ValueError(
                 f"world_env.rows is {self.world_env.rows}, less than one group of post_train.updates.group {self.post_train.updates.group}"
             )
         return self
+
+    def _check_size(self) -> None:
+        """Networks halve pictures, and need a size that can be halved as often."""
+        size, steps = self.env.resolution, {name: getattr(self, name).size_step for name in ("policy", "simulator", "reflector")}
+        step = math.lcm(*steps.values())
+        if size % step:
+            nearest = " or ".join(str(near) for near in (size // step * step, size // step * step + step) if near)
+            each = ", ".join(f"{name} {one}" for name, one in steps.items())
+            raise ValueError(f"env.resolution is {size}, expected a multiple of {step} pixels ({each}); choose {nearest}")
 
     def _vla_cameras(self) -> tuple[str, ...]:
         """The environment's, or those of them that the recipe chooses."""

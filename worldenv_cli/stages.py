@@ -4,17 +4,23 @@ from pathlib import Path
 
 from . import cards, distributed
 from .artifacts import package_versions, write_artifact
-from .atomic import write_json
-from .data.dataset import Episode, read_dataset, read_description, write_dataset
+from .atomic import read_json, write_json
+from .data.dataset import Episode, read_description, write_dataset
 from .data.expert import demonstrate
 from .data.explore import explore as explore_with
 from .data.explore import of_split
+from .data.fitting import fitting_episodes
+from .data.outcomes import known
 from .errors import UserError
 from .hub import downloaded, resolve, state_of
 from .models import new_policy, save_model
 from .pipeline import Run
-from .policies.vla import CONVERTED, VLAConfig, checkpoint_folder
-from .provenance import write_provenance
+from .policies.load import check_checkpoint
+from .policies.parts import part
+from .policies.vla import CONVERTED, VLAConfig, checkpoint_folder, is_on_the_hub
+from .progress import say
+from .provenance import PROVENANCE, recorded_files, total_hash, verify, write_provenance
+from .recipe import Recipe
 from .rollout import environment_steps
 
 MADE_BY = {"demonstrations": "ingest", "sft": "sft", "exploration": "explore", "simulator": "simulate", "reflector": "calibrate"}
@@ -23,6 +29,22 @@ MADE_BY = {"demonstrations": "ingest", "sft": "sft", "exploration": "explore", "
 def needs(*names: str) -> dict[str, str]:
     """{artifact: the command that makes it}."""
     return {name: MADE_BY.get(name, "post-train") for name in names}
+
+
+def check_policy(recipe: Recipe, stages: list[str]) -> None:
+    """Whether a VLA's checkpoint and the text encoders are there and fit, told before anything is made.
+
+    For `ingest` alone a folder must be there, and no more.
+    """
+    for section in (recipe.policy, recipe.reflector) if stages is None else ():
+        if not isinstance(section, VLAConfig) and section.text.pretrained:
+            part(section.text.pretrained, "text encoder", "text.pretrained", None)
+    if not isinstance(recipe.policy, VLAConfig):
+        return
+    if "sft" in stages:
+        check_checkpoint(recipe.policy)
+    elif "ingest" in stages and not is_on_the_hub(recipe.policy):
+        checkpoint_folder(recipe.policy, weights=False)
 
 
 def save_dataset(run: Run, folder: Path, episodes: list[Episode], provenance: dict, source: str, cost: int) -> None:
@@ -52,33 +74,26 @@ def ingest(run: Run) -> None:
             save_dataset(run, folder, episodes, provenance, "Meta-World's scripted experts", cost)
             return
         found = resolve(source, "dataset")
-        episodes, cost = _fitting(run, source, found)
+        if (found / PROVENANCE).is_file():
+            verify(found)
+        episodes, cost, lines = fitting_episodes(env, source, found, run.recipe.ingest.outcome)
+        for line in lines:
+            say(f"ingest.source {source}: {line}")
         save_dataset(run, folder, episodes, provenance | {"downloaded": downloaded(found)}, f"Demonstrations of {source}", cost)
 
-    run.artifact("demonstrations", run.settings("env", "ingest"), {}, make)
+    chosen = run.settings("env", "ingest")
+    if source is not None:
+        chosen |= {"contents of ingest.source": _state_of_source(run, Path(source))}
+    run.artifact("demonstrations", chosen, {}, make)
 
 
-def _fitting(run: Run, source: str, found: Path) -> tuple[list[Episode], int]:
-    """(the episodes of the recipe's tasks, what they have cost) of a dataset that was recorded as the recipe's environment is seen and moved.
-
-    Episodes that are not labelled with a task of the recipe are known by their instruction; two of LIBERO's tasks can have the same one.
-    """
-    env, description = run.recipe.env, read_description(found)
-    for field, (there, here) in env.compared(description).items():
-        if there != here:
-            raise UserError(f"ingest.source {source}: {field} is {there}, but {here} in the recipe's env; record it again or change the recipe")
-    called = {instruction: task for task, instruction in reversed(env.tasks.items())}
-    episodes = read_dataset(found)
-    for episode in episodes:
-        if episode.info.get("task") not in env.tasks:
-            episode.info["task"] = called.get(episode.instruction)
-        episode.frames = {camera: episode.frames[camera] for camera in env.cameras}
-    episodes = [episode for episode in episodes if episode.info["task"] in env.tasks]
-    labels = {episode.info["task"] for episode in episodes}
-    missing = sorted(task for task, instruction in env.tasks.items() if not {task, called[instruction]} & labels)
-    if missing:
-        raise UserError(f"ingest.source {source}: no episode of env.tasks.{missing[0]}; leave the task out or record it")
-    return episodes, description.get("environment_steps", 0)
+def _state_of_source(run: Run, source: Path) -> str | None:
+    """Changes when the dataset on this machine does. Of one that is not here, a Hub reference say, what was recorded when it was read."""
+    if source.is_dir():
+        files = recorded_files(source)
+        return state_of(source) if files is None else total_hash(files)
+    record = run.path("demonstrations") / PROVENANCE
+    return read_json(record).get("settings", {}).get("contents of ingest.source") if record.is_file() else None
 
 
 def sft(run: Run) -> None:
@@ -95,7 +110,7 @@ def sft(run: Run) -> None:
 
     chosen, policy = run.settings("policy", "sft"), run.recipe.policy
     if isinstance(policy, VLAConfig):
-        chosen |= {"checkpoint": state_of(checkpoint_folder(policy), CONVERTED)}
+        chosen |= {"checkpoint": state_of(checkpoint_folder(policy, weights=not run.dry_run), CONVERTED)}
     run.artifact("sft", chosen, needs("demonstrations"), make, together=True)
 
 
@@ -106,7 +121,7 @@ def explore(run: Run) -> None:
         episodes = explore_with(run.env(), policy, recipe.explore, recipe.calibrate.calibration_share, recipe.seed, run.kept("exploration"))
         save_dataset(run, folder, episodes, provenance, "rollouts of the fine-tuned policy with exploration noise", environment_steps(episodes))
 
-    chosen = run.settings("env", "explore") | {"calibration_share": run.recipe.calibrate.calibration_share}
+    chosen = run.settings("env", "explore", "calibrate.calibration_share")
     run.artifact("exploration", chosen, needs("sft"), make)
 
 
@@ -175,13 +190,13 @@ def calibrate(run: Run) -> None:
 
 
 def make_reflector(run: Run, name: str, folder: Path, provenance: dict, reflector, simulator, episodes: list[Episode], config) -> None:
-    """Train, calibrate and measure a reflector on real frames and on the simulator's replays, and write it."""
-    from .reflector.report import measured_errors
+    """Train, calibrate and measure a reflector on real frames and on the simulator's replays, and write it. It sees known outcomes only."""
+    from .reflector.report import measured_errors, why_never
     from .reflector.train import calibrate as set_calibration
     from .reflector.train import imagined_sequences, real_sequences, score_sequences, train_reflector
 
     camera = reflector.config.camera
-    parts = {part: of_split(episodes, part) for part in ("train", "calibration", "held-out")}
+    parts = {part: known(of_split(episodes, part)) for part in ("train", "calibration", "held-out")}
     real = {part: real_sequences(found, camera) for part, found in parts.items()}
     imagined = {part: imagined_sequences(simulator, found) for part, found in parts.items()}
     train_reflector(
@@ -192,18 +207,20 @@ def make_reflector(run: Run, name: str, folder: Path, provenance: dict, reflecto
         checkpoint=run.checkpoint(name),
         metrics=run.metrics(name),
     )
-    set_calibration(reflector, real["calibration"], imagined["calibration"], config.calibration)
+    shortage = set_calibration(reflector, real["calibration"], imagined["calibration"], config.calibration)
     measured = measured_errors(
         score_sequences(reflector, real["held-out"]), score_sequences(reflector, imagined["held-out"]), reflector.threshold.item()
     )
+    if shortage:
+        measured["shortage"] = shortage | {"message": why_never(shortage)}
+        more = f"{shortage['needed'] - shortage['failed']} more, by explore.episodes or calibrate.calibration_share"
+        say(f"{name}: {why_never(shortage)}; it takes {more}, or a larger calibrate.calibration.false_termination")
     write_json(folder / "errors.json", measured)
     save_model(folder, "reflector", reflector, provenance, cards.reflector(reflector, measured))
 
 
 def _estimate_policy(recipe, found) -> None:
     """What the policy takes in memory at the recipe's batches."""
-    from .progress import say
-
     sft, updates = recipe.sft, recipe.post_train.updates
     episodes = updates.starts * updates.group
     decisions = episodes * -(-recipe.world_env.horizon // recipe.env.chunk)
@@ -225,7 +242,6 @@ def _size(count: int) -> str:
 def estimate(run: Run) -> None:
     """For a dry run: what would be built, and what it would cost at most in environment steps."""
     from .policies.footprint import Footprint
-    from .progress import say
     from .reflector.compact import Reflector
     from .simulator.unet import VideoUNet
 

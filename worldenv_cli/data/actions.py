@@ -1,7 +1,7 @@
 """Actions as recorded and as datasets of this project hold them: `recorded = offset + unit * stored`, stored in [-1, 1].
 
-All sources that become one dataset share one scale: their limits where those are known and equal, else their common extremes. A scale is undone before
-another one is made, so that scales never stack, and what was recorded can always be had back.
+All sources that become one dataset share one scale: their limits where those are known and equal, else their common extremes. A scale is undone
+before another one is made, so that scales never stack, and what was recorded can always be had back.
 """
 
 from collections.abc import Sequence

@@ -1,11 +1,15 @@
-"""What is in a source or dataset, before anything is made from it: one table, and one picture to look at."""
+"""What is in a source or dataset, before anything is made from it: facts, tasks, dimensions and pictures as data, and how they are printed."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from rich.markup import escape
 
+from ..errors import UserError
+from .layout import UNKNOWN, Episode
+from .outcomes import counted
 from .sources import Source
 
 CONSTANT = 1e-6
@@ -23,32 +27,56 @@ class Inspection:
 
 
 def inspect_source(source: Source, pictured: int = 4) -> Inspection:
-    """Reads the numbers of every episode, and the pictures of `pictured` of them, spread over the source."""
-    episodes = [source.read(listed, False) for listed in source.episodes]
-    lengths = np.array([len(episode.actions) for episode in episodes])
+    """Reads the numbers of every episode, and the pictures of `pictured` of them, spread over the source. What cannot be read is a fact, too."""
+    episodes, bad = [], [*source.unusable]
+    for listed in source.episodes:
+        try:
+            episodes.append((listed, source.read(listed, ())))
+        except UserError as error:
+            bad.append(str(error))
+    if not episodes:
+        raise UserError(bad[0] if bad else f"{source.path}: no episodes")
+    lengths = np.array([len(episode.actions) for _, episode in episodes])
+    orientation = {name: camera["orientation"] or "orientation unknown" for name, camera in source.cameras.items()}
+    frames, dark = _pictures(source, pictured)
     facts = [
         ("format", source.format),
         ("episodes", f"{len(episodes)} of {lengths.min()} to {lengths.max()} actions, {lengths.sum():,} in all"),
-        ("control rate", f"{source.control_hz} Hz"),
-        ("robot", source.robot),
-        *((f"camera {name}", f"{camera['size'][0]} x {camera['size'][1]}, {camera['orientation']}") for name, camera in source.cameras.items()),
-        ("success", source.success),
+        ("control rate", "unknown: --control-hz" if source.control_hz is None else f"{source.control_hz:g} Hz"),
+        ("robot", source.robot or "unknown"),
+        *((f"camera {name}", f"{camera['size'][0]} x {camera['size'][1]}, {orientation[name]}") for name, camera in source.cameras.items()),
+        *((f"camera {name}", f"cannot be taken: {reason}") for name, reason in source.unusable_cameras.items()),
+        ("success", f"{counted([episode.outcome for _, episode in episodes])} ({source.outcome})"),
         ("action", source.action["meaning"]),
+        *((("limits", f"{min(source.limits[0]):g} to {max(source.limits[1]):g}"),) if source.limits else ()),
+        *(("note", note) for note in source.notes),
+        *(("cannot be taken", f"{listed.name}: {listed.problem}") for listed, _ in episodes if listed.problem),
+        *(("cannot be read", line) for line in [*bad, *dark]),
     ]
-    numbers = np.linspace(0, len(episodes) - 1, min(pictured, len(episodes))).round().astype(int)
-    frames = []
-    for number in dict.fromkeys(numbers.tolist()):
-        episode = source.read(source.episodes[number], True)
-        frames += [(f"{source.episodes[number].name.rpartition(': ')[2]}, {camera}", pictures) for camera, pictures in episode.frames.items()]
-    actions, states = (np.concatenate([getattr(episode, part) for episode in episodes]) for part in ("actions", "states"))
+    by_task: dict[str, list[Episode]] = {}
+    for listed, episode in episodes:
+        by_task.setdefault(" ".join(listed.instruction.split()), []).append(episode)
+    actions, states = (np.concatenate([getattr(episode, part) for _, episode in episodes]) for part in ("actions", "states"))
     return Inspection(
         facts=facts,
-        tasks=[
-            _task(task, [episode for episode in episodes if episode.instruction == task]) for task in dict.fromkeys(e.instruction for e in episodes)
-        ],
+        tasks=[_task(task, found) for task, found in by_task.items()],
         dimensions=_dimensions("action", source.action_names, actions) + _dimensions("state", source.state_names, states),
         frames=frames,
     )
+
+
+def _pictures(source: Source, pictured: int) -> tuple[list[tuple[str, np.ndarray]], list[str]]:
+    """(pictures of some episodes, why others cannot be shown)"""
+    numbers = np.linspace(0, len(source.episodes) - 1, min(pictured, len(source.episodes))).round().astype(int)
+    frames, dark = [], []
+    for listed in [source.episodes[number] for number in dict.fromkeys(numbers.tolist())]:
+        for camera in source.cameras:
+            try:
+                shown = source.read(listed, (camera,)).frames[camera]
+                frames.append((f"{listed.name.rpartition(': ')[2]}, {camera}", shown))
+            except UserError as error:
+                dark.append(str(error))
+    return frames, dark
 
 
 def print_inspection(found: Inspection, sheet: Path | None) -> None:
@@ -69,10 +97,11 @@ def print_inspection(found: Inspection, sheet: Path | None) -> None:
         console.print(f"pictures: {contact_sheet(sheet, found.frames)}")
 
 
-def _task(task: str, episodes: list) -> tuple[str, int, str, str]:
+def _task(task: str, episodes: Sequence[Episode]) -> tuple[str, int, str, str]:
     lengths = [len(episode.actions) for episode in episodes]
-    share = np.mean([episode.success[-1] for episode in episodes])
-    return task or "(no instruction)", len(episodes), f"{min(lengths)} / {np.median(lengths):.0f} / {max(lengths)}", f"{100 * share:.0f} %"
+    known = [episode.outcome == "success" for episode in episodes if episode.outcome != UNKNOWN]
+    share = f"{100 * np.mean(known):.0f} %" + (f" of {len(known)} known" if len(known) < len(episodes) else "") if known else UNKNOWN
+    return task or "(no instruction)", len(episodes), f"{min(lengths)} / {np.median(lengths):.0f} / {max(lengths)}", share
 
 
 def _dimensions(kind: str, names: list[str], values: np.ndarray) -> list[tuple[str, str, str, str]]:

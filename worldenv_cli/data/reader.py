@@ -1,4 +1,4 @@
-"""Read a LeRobotDataset into memory, its own or a foreign one."""
+"""Read a dataset of ours into memory, as it is stored."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -7,19 +7,19 @@ from pathlib import Path
 
 from ..errors import UserError
 from .layout import DESCRIPTION, Episode
-from .sources.lerobot import open_lerobot
-from .sources.source import SourceConfig
+from .sources.lerobot import open_stored
 from .tables import read_json
 
 
 def read_dataset(folder: Path | str) -> list[Episode]:
-    """All episodes, decoded side by side, in memory: what ingestion would read, see `sources.lerobot` for what that makes of foreign ones."""
+    """All episodes, decoded side by side, in memory; actions in [-1, 1] as they are stored. Other LeRobotDatasets are read too, their actions
+    as recorded."""
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder, expected a dataset; check the path")
-    source = open_lerobot(folder, SourceConfig())
+    reader, episodes = open_stored(folder)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(partial(source.read, pictures=True), source.episodes))
+        return list(pool.map(partial(reader.read, cameras=tuple(reader.cameras), stored=True), episodes))
 
 
 def read_description(folder: Path | str) -> dict:

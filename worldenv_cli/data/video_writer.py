@@ -1,5 +1,6 @@
 """Episodes as videos beside a dataset's tables: one file for each camera and data file, H.264, which decodes on any machine."""
 
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from .layout import CAMERA, FILES_IN_CHUNK, VIDEO
 OPTIONS = {"crf": "18", "g": "5", "bf": "0", "preset": "fast"}
 
 
-def video_feature(shape: list[int], fps: int) -> dict:
+def video_feature(shape: list[int], fps: float) -> dict:
     """The entry of info.json for a camera that is filmed; shape [H, W, 3]."""
     about = {"codec": "h264", "pix_fmt": "yuv420p", "fps": fps, "height": shape[0], "width": shape[1], "channels": 3, "is_depth_map": False}
     info = {**{f"video.{name}": value for name, value in about.items()}, "has_audio": False}
@@ -21,7 +22,7 @@ def video_feature(shape: list[int], fps: int) -> dict:
 class VideoFiles:
     """The videos that belong to the data file which is being written; all of them begin and end with it."""
 
-    def __init__(self, folder: Path, fps: int):
+    def __init__(self, folder: Path, fps: float):
         self.folder, self.fps, self.size = folder, fps, 0  # bytes so far
         self._open: dict[str, tuple] = {}  # camera -> (container, stream, frames so far)
 
@@ -53,7 +54,7 @@ class VideoFiles:
         path = self.folder / VIDEO.format(video_key=CAMERA + camera, chunk_index=chunk, file_index=file)
         path.parent.mkdir(parents=True, exist_ok=True)
         container = av.open(str(path), "w")
-        stream = container.add_stream("libx264", rate=self.fps, options=OPTIONS)
+        stream = container.add_stream("libx264", rate=Fraction(self.fps).limit_denominator(1001), options=OPTIONS)
         stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
         return container, stream, 0
 

@@ -7,7 +7,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Self
@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from ..atomic import write_text
 from ..errors import UserError
 from .layout import (
     CAMERA,
@@ -26,6 +27,7 @@ from .layout import (
     DESCRIPTION,
     EPISODES,
     FILES_IN_CHUNK,
+    HELD,
     INFO,
     STATISTICS,
     TASKS,
@@ -44,37 +46,47 @@ def write_dataset(
     folder: Path | str,
     episodes: Iterable[Episode],
     *,
-    fps: int,
+    fps: float,
     state_names: Sequence[str],
     action_names: Sequence[str],
     description: dict,
-    robot_type: str,
+    robot_type: str | None,
     data_files_size_in_mb: int = 100,
     video: bool = False,
     resume: bool = False,
+    name: Callable[[Episode], str] | None = None,
+    refuse: Callable[[UserError], None] | None = None,
 ) -> None:
     """Write straight into `folder`, `meta/info.json` last: a folder without it was cut off. The caller makes the folder appear at once.
 
     fps is the rate of the actions (control steps), in Hz; `description` becomes meta/worldenv.json. With `resume` the episodes go on behind
     those of the data files that a call before has finished: see `finished_episodes`. Pictures are PNG inside the tables, nothing lost, or with
-    `video` H.264 beside them.
+    `video` H.264 beside them. `name` says what an episode is called where
+    it comes from, for messages; `refuse` is given what is wrong with an episode that then is left out, instead of raising it.
     """
     folder = Path(folder)
     if (folder / INFO).exists() or ((folder / "data").exists() and not resume):
         raise UserError(f"{folder}: holds a dataset or part of one, expected none, since datasets are not changed; delete it or write elsewhere")
-    if not isinstance(fps, int) or fps < 1:
-        raise UserError(f"{folder}: fps is {fps!r}, expected a whole number of actions a second, one at least; change the control rate")
+    if not isinstance(fps, (int, float)) or not 0 < fps < float("inf"):
+        raise UserError(f"{folder}: fps is {fps!r}, expected the actions a second, above 0; change the control rate")
+    fps = int(fps) if fps == int(fps) else float(fps)
     written = Written(folder, resume=resume)
     filmed = VideoFiles(folder, fps) if video else None
     with ThreadPoolExecutor(os.cpu_count()) as pool, _DataFiles(written, filmed, data_files_size_in_mb * 2**20) as files:
         for episode in episodes:
-            where = f"{folder}: episode {len(written.rows)}"
+            where = name(episode) if name else f"{folder}: episode {len(written.rows)}"
             if not written.features:
                 written.features = make_features(where, episode, list(state_names), list(action_names))
                 if video:
                     cameras = {name: feature for name, feature in written.features.items() if feature["dtype"] == "image"}
                     written.features |= {name: video_feature(feature["shape"], fps) for name, feature in cameras.items()}
-            check_episode(where, episode, written.features)
+            try:
+                check_episode(where, episode, written.features)
+            except UserError as error:
+                if refuse is None:
+                    raise
+                refuse(error)
+                continue
             pictures = {} if video else episode.frames
             encoded = {CAMERA + camera: pool.map(_encode, frames) for camera, frames in pictures.items()}  # while this thread counts
             numbers, row, colours = written.describe(episode, fps)
@@ -82,7 +94,6 @@ def write_dataset(
     if not written.rows:
         raise UserError(f"{folder}: no episodes to write, expected one at least; check what they are made from")
     _write_meta(folder, written, description)
-    shutil.rmtree(folder / UNFINISHED)
     info = {
         "codebase_version": CODEBASE_VERSION,
         "robot_type": robot_type,
@@ -98,11 +109,12 @@ def write_dataset(
         "video_path": VIDEO if video else None,
         "features": written.features,
     }
-    (folder / INFO).write_text(json.dumps(info, indent=4))
+    write_text(folder / INFO, json.dumps(info, indent=4))
+    shutil.rmtree(folder / UNFINISHED)
 
 
 def finished_episodes(folder: Path | str) -> list[dict]:
-    """The `info` of every episode that lies in a whole data file of an unfinished dataset."""
+    """The `info` of every episode that lies in a whole data file of an unfinished dataset, from which `write_dataset` can go on."""
     return [json.loads(row["worldenv_info"]) for row in Written(Path(folder), resume=True).rows]
 
 
@@ -113,7 +125,7 @@ def _write_meta(folder: Path, written: Written, description: dict) -> None:
     pq.write_table(pa.Table.from_pylist(written.rows), folder / EPISODES, compression="snappy")
     pandas.DataFrame({"task_index": list(written.tasks.values())}, index=list(written.tasks)).to_parquet(folder / TASKS)
     (folder / STATISTICS).write_text(json.dumps(written.statistics(), indent=4))
-    (folder / DESCRIPTION).write_text(json.dumps({**description, "closing_row": CLOSING_ROW}, indent=4, allow_nan=False))
+    (folder / DESCRIPTION).write_text(json.dumps({"closing_row": CLOSING_ROW.format(action=HELD), **description}, indent=4, allow_nan=False))
 
 
 class _DataFiles:
@@ -144,6 +156,8 @@ class _DataFiles:
 
     def _close(self) -> None:
         self.writer.close()
+        self.sink.flush()
+        os.fsync(self.sink.fileno())
         self.sink.close()
         if self.filmed:
             self.filmed.close()

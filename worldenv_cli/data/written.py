@@ -7,10 +7,12 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..atomic import read_json, write_json
-from .layout import CAMERA, DATA, FILES_IN_CHUNK, Episode
+from ..errors import UserError
+from .layout import CAMERA, DATA, FILES_IN_CHUNK, VIDEO, Episode
 from .statistics import as_lists, column_statistics, histogram, image_statistics, sample_frames
 
 UNFINISHED = ".unfinished"  # a folder in the dataset's, until that is whole
@@ -27,11 +29,11 @@ class Written:
         self._columns: dict[str, list[np.ndarray]] = {}
         self._colours: dict[str, tuple[np.ndarray, int]] = {}
         self._file_colours: dict[str, tuple[np.ndarray, int]] = {}  # of the file that is being written
-        while resume and self._note(self.files).is_file() and self._file(self.files).is_file():
-            self._remember(self.files)
+        while resume and self._remember(self.files):
+            pass
         (folder / UNFINISHED).mkdir(parents=True, exist_ok=True)
 
-    def describe(self, episode: Episode, fps: int) -> tuple[dict[str, np.ndarray], dict, dict[str, tuple[np.ndarray, int]]]:
+    def describe(self, episode: Episode, fps: float) -> tuple[dict[str, np.ndarray], dict, dict[str, tuple[np.ndarray, int]]]:
         """The next episode's columns but the pictures, its row of meta/episodes but the place, and its colours: what `add` takes."""
         number, task = len(self.rows), self.tasks.setdefault(episode.instruction, len(self.tasks))
         first = self.rows[-1]["dataset_to_index"] if self.rows else 0
@@ -83,17 +85,32 @@ class Written:
         chunk, file = divmod(number, FILES_IN_CHUNK)
         return self.folder / DATA.format(chunk_index=chunk, file_index=file)
 
-    def _remember(self, number: int) -> None:
-        note = read_json(self._note(number))
-        self.features, self.tasks = note["features"], note["tasks"]
-        self.rows += note["rows"]
-        names = [name for name, feature in self.features.items() if feature["dtype"] not in ("image", "video")]
-        table = pq.read_table(self._file(number), columns=names)
+    def _film(self, name: str, number: int) -> Path:
+        chunk, file = divmod(number, FILES_IN_CHUNK)
+        return self.folder / VIDEO.format(video_key=name, chunk_index=chunk, file_index=file)
+
+    def _remember(self, number: int) -> bool:
+        """Take in a data file that a call before has finished; False where there is none, or not all of it: it is written again then."""
+        try:
+            note = read_json(self._note(number))
+            features, tasks, rows = dict(note["features"]), dict(note["tasks"]), list(note["rows"])
+            names = [name for name, feature in features.items() if feature["dtype"] not in ("image", "video")]
+            table = pq.read_table(self._file(number), columns=names)
+            colours = {name: (np.array(counts), seen) for name, (counts, seen) in note["colours"].items()}
+            filmed = [name for name, feature in features.items() if feature["dtype"] == "video"]
+            whole = len(table) == sum(row["length"] for row in rows) and all(self._film(name, number).is_file() for name in filmed)
+        except (UserError, OSError, pa.ArrowException, KeyError, TypeError, ValueError, AttributeError):
+            return False
+        if not whole:
+            return False
+        self.features, self.tasks = features, tasks
+        self.rows += rows
         for name in names:
             values = table[name].to_numpy(zero_copy_only=False)
             self._columns.setdefault(name, []).append(np.stack(values) if values.dtype == object else values)
-        _add_colours(self._colours, {name: (np.array(counts), seen) for name, (counts, seen) in note["colours"].items()})
+        _add_colours(self._colours, colours)
         self.files, self._kept = number + 1, len(self.rows)
+        return True
 
 
 def _add_colours(total: dict, more: dict) -> None:
@@ -103,12 +120,13 @@ def _add_colours(total: dict, more: dict) -> None:
         total[name] = (before + counts, pictures + seen)
 
 
-def _columns(episode: Episode, number: int, first: int, task: int, fps: int) -> dict[str, np.ndarray]:
+def _columns(episode: Episode, number: int, first: int, task: int, fps: float) -> dict[str, np.ndarray]:
     """Every column but the pictures, closing row included: {name: (T+1,) or (T+1, D)}."""
     rows = np.arange(len(episode.states))
+    last = np.zeros_like(episode.actions[:1]) if episode.last_action is None else episode.last_action[None]
     return {
         "observation.state": episode.states.astype(np.float32),
-        "action": np.concatenate([episode.actions, np.zeros_like(episode.actions[:1])]).astype(np.float32),
+        "action": np.concatenate([episode.actions, last]).astype(np.float32),
         "next.success": np.append(episode.success[1:], episode.success[-1]).astype(bool),
         "next.done": rows >= len(rows) - 2,
         "timestamp": (rows / fps).astype(np.float32),

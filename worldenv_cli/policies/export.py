@@ -6,7 +6,6 @@ OpenVLA-OFT's own code keeps heads as pickles; here they are safetensors of the 
 """
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,17 +13,19 @@ import torch
 from torch import Tensor
 
 from ..atomic import read_json, read_tensors, write_json, write_tensors
-from ..confine import inside
+from ..confine import copy_files, inside
 from ..data.actions import ActionScale
 from ..errors import UserError
 from .flow import FlowPolicy
-from .lerobot import ACTION, POSTPROCESSOR, PREPROCESSOR, STATE, beside
+from .kinds import family
+from .lerobot_steps import ACTION, POSTPROCESSOR, PREPROCESSOR, STATE
 from .normaliser import STATISTICS, Normaliser
 from .openvla.policy import OpenVLAPart
+from .parts import beside, own_name
 from .policy import Policy
-from .vla import checkpoint_folder, family
+from .vla import checkpoint_folder
 
-COPIED = (".json", ".txt", ".model", ".jinja", ".safetensors")
+PLAIN = (".json", ".txt", ".model", ".jinja")
 HEADS = ("action_head", "proprio_projector")  # OpenVLA-OFT's files
 NORMALISERS = {"normalizer_processor": PREPROCESSOR, "unnormalizer_processor": POSTPROCESSOR}
 OWN_STATISTICS = "worldenv"  # name of the statistics that a run took from its demonstrations
@@ -37,10 +38,7 @@ def write_checkpoint(policy: Policy, place: Path, scale: ActionScale | None = No
     """
     source = checkpoint_folder(policy.config)
     place.mkdir(parents=True, exist_ok=True)
-    for path in source.iterdir():
-        head = path.name.startswith(HEADS)
-        if path.is_file() and path.suffix in COPIED and not _weights(path) and not head:
-            shutil.copyfile(inside(source, path.name, source), place / path.name)
+    copy_files(source, place, lambda path: path.suffix in (*PLAIN, ".safetensors") and not _weights(path) and not path.name.startswith(HEADS))
     changed = _changed(policy, source)
     left = set(changed)
     for path in sorted(path for path in source.iterdir() if _weights(path)):
@@ -81,7 +79,7 @@ def _with_changes(path: Path, place: Path, changed: dict[str, Tensor]) -> set[st
     from safetensors import safe_open
     from safetensors.torch import save_file
 
-    with safe_open(path, "pt") as file:
+    with safe_open(inside(path.parent, path.name, path.parent), "pt") as file:
         metadata = file.metadata()
         tensors = {name: file.get_tensor(name) for name in file.keys()}
     mine = tensors.keys() & changed.keys()
@@ -155,14 +153,11 @@ def _bring_folders(policy: FlowPolicy, place: Path) -> None:
     """Tokenizer and vision-language configuration, where they are folders of the checkpoint's rather than names on the Hub."""
     names = {policy.checkpoint.tokenizer_settings.name, str(policy.checkpoint.config.get("vlm_model_name", ""))}
     for name in names - {"", "."}:
-        folder = Path(beside(policy.checkpoint.folder, name))
-        if not folder.is_dir() or (place / name).exists():
-            continue
-        for path in folder.rglob("*"):
-            inner = path.relative_to(folder).as_posix()
-            if path.is_file():
-                (place / name / inner).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(inside(folder, inner, folder), place / name / inner)
+        folder = beside(policy.checkpoint.folder, name)
+        target = inside(place, own_name(name), place)
+        if folder is not None and not target.exists():
+            target.mkdir(parents=True)
+            copy_files(folder, target, lambda path: path.suffix in PLAIN)
 
 
 # OpenVLA-OFT

@@ -21,6 +21,8 @@ from ..stages import needs, save_dataset
 from .filtered import clone_on_successes
 from .lineage import all_real_data, candidates, read_gate, start_of
 
+DEPENDS_ON = ("env.tasks", "post_train.unknown_instruction")  # of the recipe, beside what the candidates and their tests depend on
+
 
 def choose(counts: dict[str, dict[str, dict]], task: str, names: Sequence[str]) -> str:
     """The candidate with the most successes on the same validation starts; of equals the last. counts: {candidate: {task: {"successes", ...}}}."""
@@ -39,7 +41,7 @@ def play_test(run: Run, candidate: str, policy: str) -> None:
         episodes = play(run.env(), chosen, run.model(policy, "policy"), description=f"acceptance test: {policy}", keep=run.kept(name))
         save_dataset(run, folder, episodes, provenance, f"acceptance test of {policy}", environment_steps(episodes))
 
-    run.artifact(name, {"validation": recipe.post_train.validation, **run.settings("env")}, needs(policy), make)
+    run.artifact(name, run.settings("post_train.validation", "env"), needs(policy), make)
 
 
 def accepted(run: Run, name: str, kind: str) -> None:
@@ -54,7 +56,7 @@ def accepted(run: Run, name: str, kind: str) -> None:
             choice[task] = choose(counts, task, usable) if counts else usable[-1]
         _save(run, folder, provenance, name, found, choice, counts)
 
-    run.artifact(name, _settings(run), needs(*found.values(), f"rounds/{rounds}/gate", *tests.values()), make)
+    run.artifact(name, run.settings(*DEPENDS_ON), needs(*found.values(), f"rounds/{rounds}/gate", *tests.values()), make)
 
 
 def rival(run: Run) -> None:
@@ -66,11 +68,7 @@ def rival(run: Run) -> None:
         choice = {task: "sft" if counts and choose(counts, task, list(counts)) == "sft" else "cloned" for task in run.recipe.env.tasks}
         _save(run, folder, provenance, "rival", members, choice, counts)
 
-    run.artifact("rival", _settings(run), needs(*members.values(), *tests.values()), make)
-
-
-def _settings(run: Run) -> dict:
-    return {"tasks": run.recipe.env.tasks, "unknown_instruction": run.recipe.post_train.unknown_instruction}
+    run.artifact("rival", run.settings(*DEPENDS_ON), needs(*members.values(), *tests.values()), make)
 
 
 def default_member(members: Sequence[str], choice: dict[str, str], unknown_instruction: str) -> str | None:

@@ -1,8 +1,12 @@
 """Data that other projects recorded: one module for each format, all giving a `Source`."""
 
+from collections.abc import Callable, Sequence
+from hashlib import sha256
 from pathlib import Path
 
 from ...errors import UserError
+from ..layout import UNKNOWN, Episode
+from ..outcomes import Label, label, of_names, read_labels
 from . import hdf5
 from .lerobot import open_lerobot
 from .libero import open_libero
@@ -11,29 +15,67 @@ from .robomimic import open_robomimic
 from .source import Listed, Source, SourceConfig
 
 FORMATS = {"lerobot": open_lerobot, "libero": open_libero, "robomimic": open_robomimic, "rlds": open_rlds}
+LABELS = (".csv", ".json")
 
 __all__ = ["FORMATS", "Listed", "Source", "SourceConfig", "detect", "open_source"]
 
 
 def open_source(path: Path, config: SourceConfig, format: str | None = None) -> Source:
-    """Raises UserError where nothing known lies there, or what lies there cannot be listed."""
+    """Raises UserError where nothing known lies there, or what lies there cannot be listed.
+
+    What the user says is applied here, for all formats alike: rate, gripper, and outcomes that are not recorded or are told by a file.
+    """
     if format is not None and format not in FORMATS:
         raise UserError(f"--format {format!r}: expected one of {', '.join(FORMATS)}")
-    source = FORMATS[format or detect(path)](path, config)
+    labels_file = config.success is not None and (config.success.endswith(LABELS) or Path(config.success).is_file())
+    source = FORMATS[format or detect(path)](path, config.model_copy(update={"success": None}) if labels_file else config)
     source.read_as = config.model_dump(mode="json")
-    source.control_hz = config.control_hz or source.control_hz
+    source.control_hz = _whole(config.control_hz or source.control_hz)
+    if config.gripper is not None:
+        source.gripper = {"dimension": len(source.action_names) - 1, "closes": 1 if config.gripper == "1 closes" else -1}
+    labels: dict[str, Label] = {}
+    if labels_file:
+        labels = of_names(str(path), [listed.name for listed in source.episodes], read_labels(Path(config.success), source.control_hz))
+        source.outcome = f"{len(labels)} of {len(source.episodes)} told by {Path(config.success).name}; else {source.outcome}"
+        source.read_as |= {"success": Path(config.success).name, "labels": sha256(Path(config.success).read_bytes()).hexdigest()}
+    if config.outcome is not None:
+        source.outcome += f"; where it is unknown: {config.outcome}, by --outcome"
+    if labels or config.outcome is not None:
+        source.read = _labelled(source.path, source.read, labels, config.outcome)
     return source
+
+
+def _labelled(path: Path, read: Callable, labels: dict[str, Label], otherwise: str | None) -> Callable:
+    """`read`, with the outcomes that the user tells: those of the labels, and one for all that are still unknown."""
+
+    def read_labelled(listed: Listed, cameras: Sequence[str]) -> Episode:
+        episode = read(listed, cameras)
+        told = labels.get(listed.name)
+        if told is None and otherwise is not None and episode.outcome == UNKNOWN:
+            told = Label(otherwise == "success")
+        if told is not None:
+            label(f"{path}: {listed.name}", episode, told)
+        return episode
+
+    return read_labelled
+
+
+def _whole(rate: float | None) -> float | None:
+    """20.0 Hz is 20 Hz."""
+    return int(rate) if rate is not None and rate == int(rate) else rate
 
 
 def detect(path: Path) -> str:
     """The format of what lies there, by its files and, for HDF5, by its attributes."""
     if not path.exists():
         raise UserError(f"{path}: does not exist, expected a file or folder of recorded episodes; check the path")
+    if not path.is_file() and not path.is_dir():
+        raise UserError(f"{path}: a device or pipe, expected a file or folder of recorded episodes")
     if (path / "meta/info.json").is_file():
         return "lerobot"
     if (path / "features.json").is_file() or list(path.glob("*/features.json")):
         return "rlds"
-    files = [path] if path.is_file() else sorted(path.glob("*.hdf5"))
+    files = [path] if path.is_file() else sorted(file for file in path.glob("*.hdf5") if not file.name.startswith("."))
     if files:
         with hdf5.opened(files[0]) as file:
             return "libero" if "problem_info" in hdf5.group(file, hdf5.DEMOS, str(files[0])).attrs else "robomimic"

@@ -5,15 +5,17 @@ Pictures are OpenGL's, upside down; they are turned by 180 degrees, as every pub
 reward and `dones` are 1 whether or not the task was achieved, so success is assumed of a demonstration, at its last frame.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from ...errors import UserError
 from ..layout import Episode, check_finite
+from ..outcomes import at_the_end
 from . import hdf5
 from .geometry import mujoco_camera
-from .source import ASSUMED, MIRRORED, Listed, Source, SourceConfig, success_at_the_end, unit_range, validated
+from .source import MIRRORED, Listed, Source, SourceConfig, validated
 
 CAMERAS = {"agentview_rgb": "image", "eye_in_hand_rgb": "wrist_image"}  # the names that the field's datasets use
 STATE = {"ee_states": ["x", "y", "z", "rx", "ry", "rz"], "gripper_states": ["finger_left", "finger_right"]}
@@ -51,9 +53,10 @@ def open_libero(path: Path, config: SourceConfig) -> Source:
         action_names=ACTION_NAMES,
         action=_action(units[0]),
         cameras=_cameras({file: demo for file, demo in reversed([listed.key for listed in episodes])}),
-        success=ASSUMED,
         episodes=episodes,
-        read=lambda listed, pictures: _read(listed, pictures, list(state), config),
+        read=lambda listed, cameras: _read(listed, cameras, list(state), config),
+        outcome="demonstrations: success at the last frame",
+        limits=([-1.0] * 7, [1.0] * 7),
     )
     source.state_names = _state_names(episodes[0], state)
     return source
@@ -70,7 +73,6 @@ def _instruction(data, file: Path) -> str:
 def _action(unit: list[float]) -> dict:
     return {
         "meaning": "dx, dy, dz (m) and drx, dry, drz (rad) move the target of the operational-space controller; gripper -1 opens, +1 closes",
-        "range": [-1, 1],
         "unit": unit,
     }
 
@@ -106,14 +108,14 @@ def _state_names(listed: Listed, state: dict[str, list[str] | None]) -> list[str
     return names
 
 
-def _read(listed: Listed, pictures: bool, state: list[str], config: SourceConfig) -> Episode:
+def _read(listed: Listed, cameras: Sequence[str], state: list[str], config: SourceConfig) -> Episode:
     file, demo = listed.key
     where = f"{file}: {demo}"
     with hdf5.opened(file) as opened:
         data = hdf5.group(hdf5.group(opened, hdf5.DEMOS, str(file)), demo, str(file))
         observations = hdf5.group(data, "obs", where)
         actions = hdf5.table(data, config.action or "actions", where)
-        frames = {camera: hdf5.pictures(observations, name, where) for name, camera in CAMERAS.items() if pictures}
+        frames = {camera: hdf5.pictures(observations, name, where) for name, camera in CAMERAS.items() if camera in cameras}
         states = [hdf5.array(observations, name, where) for name in state]
     length = hdf5.same_length(where, {"actions": actions} | frames | dict(zip(state, states)))
     if length < 3:
@@ -124,8 +126,8 @@ def _read(listed: Listed, pictures: bool, state: list[str], config: SourceConfig
     return Episode(
         frames={camera: np.ascontiguousarray(shown[kept][:, ::-1, ::-1]) for camera, shown in frames.items()},
         states=np.concatenate([values.reshape(length, -1)[kept] for values in states], 1).astype(np.float32),
-        actions=unit_range(where, actions[kept[1:]]),
-        success=success_at_the_end(len(kept)),
+        actions=actions[kept[1:]].astype(np.float32),
+        success=at_the_end(len(kept)),
         instruction=listed.instruction,
         info={"task": listed.instruction, "source": "libero", "steps": kept.tolist() if config.drop_no_ops else None},
     )

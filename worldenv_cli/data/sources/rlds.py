@@ -13,8 +13,9 @@ from pydantic import BaseModel, PositiveInt
 
 from ...errors import UserError
 from ..layout import Episode, check_finite
+from ..outcomes import rewarded, so_far
 from ..pictures import decoded
-from .source import MIRRORED, RECORDED, Listed, Source, SourceConfig, check_picture, success_at_the_end, unit_range, validated
+from .source import MIRRORED, Listed, Source, SourceConfig, check_picture, validated
 from .tfrecord import read_record, records
 
 LIBERO_ACTION = ["dx", "dy", "dz", "drx", "dry", "drz", "gripper"]
@@ -49,11 +50,11 @@ def open_rlds(path: Path, config: SourceConfig) -> Source:
         robot="panda",
         state_names=[f"{name}_{i}" for name in state for i in range(widths[name])],
         action_names=LIBERO_ACTION if widths[action] == 7 else [f"action_{i}" for i in range(widths[action])],
-        action={"meaning": "as recorded; LIBERO's sets: dx, dy, dz, drx, dry, drz, gripper -1 open, +1 closed", "range": [-1, 1], "unit": None},
+        action={"meaning": "as recorded; LIBERO's sets: dx, dy, dz, drx, dry, drz, gripper -1 open, +1 closed", "unit": None},
         cameras={camera: {"orientation": MIRRORED, "size": size} for camera, size in cameras.items()},
-        success=RECORDED,
         episodes=episodes,
-        read=lambda listed, pictures: _read(listed, pictures, cameras, state, action, widths),
+        read=lambda listed, chosen: _read(listed, {name: cameras[name] for name in chosen}, state, action, widths),
+        outcome="rewards above 0",
     )
 
 
@@ -114,7 +115,7 @@ def _instruction(example: dict) -> str:
     return found.pop().decode() if len(found) == 1 else ""
 
 
-def _read(listed: Listed, pictures: bool, cameras: dict[str, list[int]], state: list[str], action: str, widths: dict[str, int]) -> Episode:
+def _read(listed: Listed, cameras: dict[str, list[int]], state: list[str], action: str, widths: dict[str, int]) -> Episode:
     shard, offset, length = listed.key
     where = f"{shard.parent}/{listed.name}"
     example = read_record(shard, offset, length)
@@ -127,7 +128,7 @@ def _read(listed: Listed, pictures: bool, cameras: dict[str, list[int]], state: 
     if len(reward) != count:
         raise UserError(f"{where}, reward: {len(reward)} numbers for {count} steps; drop the episode")
     frames = {}
-    for camera, (height, width) in cameras.items() if pictures else ():
+    for camera, (height, width) in cameras.items():
         encoded = example.get(f"steps/observation/{camera}", [])
         if len(encoded) != count:
             raise UserError(f"{where}, {camera}: {len(encoded)} pictures for {count} steps; drop the episode")
@@ -137,12 +138,11 @@ def _read(listed: Listed, pictures: bool, cameras: dict[str, list[int]], state: 
             raise UserError(f"{where}, {name}: {len(values)} rows for {count} steps; drop the episode")
         check_finite(where, name, values)
     check_finite(where, action, actions)
-    achieved = bool(reward.max() >= 1)
     return Episode(
         frames=frames,
         states=np.concatenate(states, 1).astype(np.float32),
-        actions=unit_range(where, actions[:-1]),
-        success=success_at_the_end(count) & achieved,
+        actions=actions[:-1].astype(np.float32),
+        success=so_far(rewarded(where, "reward", reward), count),
         instruction=listed.instruction,
         info={"task": listed.instruction, "source": "rlds"},
     )

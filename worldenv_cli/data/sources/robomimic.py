@@ -6,9 +6,10 @@ import numpy as np
 
 from ...errors import UserError
 from ..layout import Episode, check_finite
+from ..outcomes import rewarded, so_far
 from . import hdf5
 from .geometry import from_camera_to_world
-from .source import RECORDED, UPRIGHT, Listed, Source, SourceConfig, so_far, unit_range, validated
+from .source import UPRIGHT, Listed, Source, SourceConfig, validated
 
 STATE = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")
 ARM = ["dx", "dy", "dz", "drx", "dry", "drz"]
@@ -42,13 +43,13 @@ def open_robomimic(path: Path, config: SourceConfig) -> Source:
         action_names=[*ARM, "gripper"] if size == 7 else [f"action_{i}" for i in range(size)],
         action={
             "meaning": f"input of {settings.env_name}'s controller ({kind}); gripper -1 opens, +1 closes",
-            "range": [-1, 1],
             "unit": settings.unit(size),
         },
         cameras={name.removesuffix("_image"): {"orientation": UPRIGHT, "size": size, **_geometry(known, name)} for name, size in cameras.items()},
-        success=RECORDED,
         episodes=episodes,
-        read=lambda listed, pictures: _read(listed, pictures, list(cameras), state, config),
+        read=lambda listed, chosen: _read(listed, [f"{name}_image" for name in chosen], state, config),
+        outcome="rewards above 0",
+        limits=([-1.0] * size, [1.0] * size),
     )
 
 
@@ -78,14 +79,14 @@ def _filtered(file, path: Path, key: str | None) -> list[str]:
     return [demo for demo in demos if demo in wanted]
 
 
-def _read(listed: Listed, pictures: bool, cameras: list[str], state: list[str], config: SourceConfig) -> Episode:
+def _read(listed: Listed, cameras: list[str], state: list[str], config: SourceConfig) -> Episode:
     path, demo = listed.key
     where = f"{path}: {demo}"
     with hdf5.opened(path) as file:
         data = hdf5.group(hdf5.group(file, hdf5.DEMOS, str(path)), demo, str(path))
         actions, rewards = hdf5.table(data, config.action or "actions", where), hdf5.array(data, "rewards", where)
         before, after = hdf5.group(data, "obs", where), hdf5.group(data, "next_obs", where) if "next_obs" in data else None
-        frames = {name: _with_last(before, after, name, where) for name in cameras if pictures}
+        frames = {name: _with_last(before, after, name, where) for name in cameras}
         states = [_with_last(before, after, name, where) for name in state]
     if rewards.ndim != 1:
         raise UserError(f"{where}, rewards: shape {rewards.shape}, expected one number for each action; drop the demonstration")
@@ -103,8 +104,8 @@ def _read(listed: Listed, pictures: bool, cameras: list[str], state: list[str], 
     return Episode(
         frames={name.removesuffix("_image"): values for name, values in frames.items()},
         states=np.concatenate([values.reshape(shown, -1) for values in states], 1).astype(np.float32),
-        actions=unit_range(where, actions[:played]),
-        success=so_far(rewards[:played] >= 1),
+        actions=actions[:played].astype(np.float32),
+        success=so_far(rewarded(where, "rewards", rewards), shown),
         instruction=listed.instruction,
         info={"task": listed.instruction, "source": "robomimic"},
     )

@@ -1,11 +1,10 @@
 """Recorded data of another project, as ingestion sees it: which episodes there are, what they mean, and one of them at a time."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
-import numpy as np
 from pydantic import BaseModel, Field, ValidationError
 
 from ...config import Config
@@ -14,8 +13,6 @@ from ..layout import Episode
 from ..pictures import AGAIN
 
 UPRIGHT, MIRRORED = "upright, not mirrored", "upright, mirrored left to right"
-ASSUMED = "assumed at the last frame: the source holds demonstrations and does not record it"
-RECORDED = "as recorded by the source"
 LARGEST = 8192  # pixels a side
 
 
@@ -27,7 +24,11 @@ class SourceConfig(Config):
     drop_no_ops: bool = Field(False, description="LIBERO: leave out steps that move nothing")
     state: tuple[str, ...] | None = Field(None, description="names in the source that make up observation.state, in this order")
     action: str | None = Field(None, description="name of the action in the source")
-    control_hz: int | None = Field(None, ge=1, le=10_000, description="actions a second, where the source records none, or not the one played")
+    control_hz: float | None = Field(None, gt=0, le=10_000, description="actions a second, where the source records none, or not the one played")
+    outcome: Literal["success", "failure"] | None = Field(None, description="of every episode whose outcome the source does not record")
+    success: str | None = Field(None, description="where outcomes are told: a column of the source, or a CSV or JSON file")
+    gripper: Literal["1 opens", "1 closes"] | None = Field(None, description="what the action's last number does, where the source does not say")
+    skip_bad: bool = Field(False, description="leave out what cannot be opened or listed, and name it, instead of stopping")
 
 
 @dataclass(frozen=True)
@@ -38,25 +39,32 @@ class Listed:
     instruction: str  # empty where the source records none, or several for one episode
     steps: int  # as recorded
     key: tuple  # the source's own
+    problem: str = ""  # why it cannot be taken although it can be listed, such as several instructions: one line with what to do
 
 
 @dataclass
 class Source:
-    """`read(listed, pictures)` gives the episode: observations before every action and after the last one, whatever the source's own habit;
-    without `pictures` its frames are left out, which takes a fraction of the time.
+    """`read(listed, cameras)` gives the episode: observations before every action and after the last one, whatever the source's own habit, actions
+    as recorded (float32, finite, not scaled or clipped), and only the named cameras decoded, which takes a fraction of the time of all.
     """
 
     format: str
     path: Path
-    control_hz: int
-    robot: str
+    control_hz: float | None  # None: the source does not record it, and it has to be told
+    robot: str | None  # None: unknown
     state_names: list[str]
     action_names: list[str]
-    action: dict  # {"meaning", "range", "unit"}: what 1 means in each dimension
-    cameras: dict[str, dict]  # {camera: {"orientation", "size" [H, W], and intrinsics and extrinsics where known}}
-    success: str  # RECORDED or ASSUMED
+    action: dict  # {"meaning", "unit": the physical size of 1 in each dimension of a normalized controller input, or None}; no scale in it
+    cameras: dict[str, dict]  # {camera: {"orientation" (None: unknown), "size" [H, W], and intrinsics and extrinsics where known}}
     episodes: list[Listed]
-    read: Callable[[Listed, bool], Episode]
+    read: Callable[[Listed, Sequence[str]], Episode]
+    outcome: str  # how outcomes are known, one line for people: "recorded (next.success)", "unknown: ..."
+    limits: tuple[list[float], list[float]] | None = None  # (low, high) of the action, where the source or its controller says so
+    gripper: dict | None = None  # {"dimension", "closes": 1 or -1} or {"dimension", "open", "closed"}, where the format says so
+    unusable: list[str] = field(default_factory=list)  # what could not be listed, with its reason; only with skip_bad
+    unusable_cameras: dict[str, str] = field(default_factory=dict)  # {camera: why it cannot be taken}; an error only where it is asked for
+    notes: list[str] = field(default_factory=list)  # what was read, assumed or ignored, one line each
+    closing_row: str | None = None  # what the last row of its episodes holds, where a dataset of ours says so
     read_as: dict = field(default_factory=dict)  # the SourceConfig that it was opened with
 
 
@@ -70,29 +78,10 @@ def validated(model: type[Model], data, where: str) -> Model:
     except ValidationError as error:
         wrong = error.errors()[0]
         field = ".".join(str(part) for part in wrong["loc"]) or "the whole"
-        raise UserError(f"{where}: {field} is {repr(wrong['input'])[:60]} ({wrong['msg']}); {AGAIN}") from error
+        raise UserError(f"{where}: {field} is {repr(wrong['input'])[:60]} ({wrong['msg']}); correct it there, or {AGAIN}") from error
 
 
 def check_picture(shape: list[int], where: str, channels: tuple[int, ...]) -> None:
     """Refuse what is no picture of three colours, or is too large to be one; `channels` are the places where the colours may be."""
     if len(shape) != 3 or 3 not in [shape[place] for place in channels] or max(shape) > LARGEST:
         raise UserError(f"{where}: shape {shape}, expected [height, width, 3] with sides of {LARGEST} at most")
-
-
-def success_at_the_end(length: int) -> np.ndarray:
-    """(length,) bool, True at the last frame only."""
-    return np.arange(length) == length - 1
-
-
-def so_far(achieved: np.ndarray) -> np.ndarray:
-    """(T,) what was true after each action -> (T + 1,) what has been achieved by each frame."""
-    return np.append(False, np.logical_or.accumulate(achieved.astype(bool)))
-
-
-def unit_range(where: str, actions: np.ndarray) -> np.ndarray:
-    """(T, A) float32 actions that lie in [-1, 1] but for rounding."""
-    wrong = np.argwhere(~(np.abs(actions) <= 1 + 1e-6))
-    if len(wrong):
-        step, dimension = wrong[0]
-        raise UserError(f"{where}, action: {actions[step, dimension]:.6g} at step {step}, dimension {dimension}, expected [-1, 1]; drop the episode")
-    return np.clip(actions, -1, 1).astype(np.float32)
