@@ -34,7 +34,7 @@ def survives(path) -> bool:
     try:
         source = open_source(path, SourceConfig(instruction="lift"))
         for listed in source.episodes:
-            source.read(listed, True)
+            source.read(listed, tuple(source.cameras))
         return True
     except UserError as error:
         assert "\n" not in str(error)
@@ -70,7 +70,7 @@ def every_way(folder, file):
 def test_lerobot_info(tmp_path, video):
     folder = lerobot_folder(tmp_path / "set", lengths=(3,), video=video)
     seen = every_way(folder, folder / "meta/info.json")
-    assert len(seen) > 200 and sum(not fine for _, fine in seen) > 100
+    assert len(seen) > 200 and sum(not fine for _, fine in seen) > 80
     assert all(fine for where, fine in seen if where[0] == "robot_type" and isinstance(where[-1], (str, type(None))))
 
 
@@ -184,7 +184,7 @@ BROKEN = {
     "lerobot: info is no JSON": (lambda p: spoilt(lerobot_folder(p / "set"), "meta/info.json"), "not JSON"),
     "lerobot: no features": (lambda p: lerobot_folder(p / "set", info={"features": {}}), "no feature 'observation.state'"),
     "lerobot: rate of 0": (lambda p: lerobot_folder(p / "set", info={"fps": 0}), "fps is 0"),
-    "lerobot: half a rate": (lambda p: lerobot_folder(p / "set", info={"fps": 12.5}), "fps is 12.5"),
+    "lerobot: a rate in words": (lambda p: lerobot_folder(p / "set", info={"fps": "12"}), "fps is '12'"),
     "lerobot: path climbs out": (lambda p: lerobot_folder(p / "set", info={"data_path": "../{episode_index}.parquet"}), "inside the dataset"),
     "lerobot: absolute path": (lambda p: lerobot_folder(p / "set", info={"data_path": "/etc/passwd"}), "inside the dataset"),
     "lerobot: path with attributes": (lambda p: lerobot_folder(p / "set", info={"data_path": "{episode_index.x}"}), "inside the dataset"),
@@ -194,13 +194,13 @@ BROKEN = {
     ),
     "lerobot: episodes missing": (lambda p: without(lerobot_folder(p / "set"), "meta/episodes.jsonl"), "missing"),
     "lerobot: episodes are no JSON": (lambda p: spoilt(lerobot_folder(p / "set"), "meta/episodes.jsonl"), "line 1: not JSON"),
-    "lerobot: more rows than told": (lambda p: longer(lerobot_folder(p / "set")), "rows, expected 9 in one piece"),
+    "lerobot: more rows than told": (lambda p: longer(lerobot_folder(p / "set")), "6 rows, expected 9 as meta/episodes says"),
     "lerobot: NaN": (lambda p: lerobot_folder(p / "set", action=lambda n: nan_at(n, 2, 1).astype(np.float32).tolist()), "nan in row 1"),
-    "lerobot: wide actions": (lambda p: lerobot_folder(p / "set", action=lambda n: numbers(0, n, 3).tolist()), r"expected \[2\] a row"),
+    "lerobot: wide actions": (lambda p: lerobot_folder(p / "set", action=lambda n: numbers(0, n, 3).tolist()), r"3 numbers in row 0, expected \[2\]"),
     "lerobot: one row": (lambda p: lerobot_folder(p / "set", lengths=(1,)), "1 row, expected two"),
     "lerobot: no picture": (
         lambda p: lerobot_folder(p / "set", **{"observation.images.front": lambda n: [{"bytes": b"", "path": None}] * n}),
-        "not a whole PNG or JPEG",
+        "no picture there",
     ),
     "lerobot: a bomb": (
         lambda p: lerobot_folder(p / "set", **{"observation.images.front": lambda n: [{"bytes": bomb(), "path": None}] * n}),
@@ -208,8 +208,6 @@ BROKEN = {
     ),
     "version 3: episodes cut off": (lambda p: cut(version_3(p), 900, "meta/episodes/*/*.parquet"), "not a whole parquet file"),
     "version 3: no episodes": (lambda p: without(version_3(p), "meta/episodes/*/*.parquet"), "0 episodes, expected 2"),
-    "version 3: no tasks": (lambda p: without(version_3(p), "meta/tasks.parquet"), "missing"),
-    "version 3: tasks are text": (lambda p: spoilt(version_3(p), "meta/tasks.parquet"), "not a whole parquet file"),
     "version 3: table missing": (lambda p: without(version_3(p), "data/*/*.parquet"), "missing"),
     "version 3: table cut off": (lambda p: cut(version_3(p), 2000, "data/*/*.parquet"), "not a whole parquet file"),
     "version 3: video missing": (lambda p: without(version_3(p), "videos/*/*/*.mp4"), "missing"),

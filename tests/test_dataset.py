@@ -218,8 +218,8 @@ def test_reads_what_lerobot_wrote():
     for number, episode in enumerate(episodes):
         assert len(episode.actions) == len(episode.states) - 1
         np.testing.assert_array_equal(episode.actions, expected["all/action"][owner == number][:-1])
-        assert episode.success.tolist() == [False] * len(episode.actions) + [True]  # a demonstration, as far as anybody knows
-        assert episode.info == {"task": episode.instruction, "source": "lerobot"}
+        assert episode.outcome == "unknown" and not episode.success.any()  # nobody recorded it
+        assert episode.info == {"task": episode.instruction, "source": "lerobot", "outcome": "unknown"}
         assert episode.states.dtype == episode.actions.dtype == np.float32
     for index in expected["indices"]:
         episode = episodes[owner[index]]
@@ -305,8 +305,8 @@ def test_foreign_success_is_made_cumulative(written, episodes, tmp_path):
 
 
 def test_files_may_be_links_as_in_the_hub_cache(written, episodes, tmp_path):
-    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshot"
-    blobs.mkdir()
+    blobs, snapshot = tmp_path / "datasets--a--b/blobs", tmp_path / "datasets--a--b/snapshots/0123"
+    blobs.mkdir(parents=True)
     for number, path in enumerate(sorted(path for path in written.rglob("*") if path.is_file())):
         (blobs / str(number)).write_bytes(path.read_bytes())
         link = snapshot / path.relative_to(written)

@@ -68,7 +68,7 @@ def test_a_changed_source_is_read_again(tmp_path):
 def test_the_control_rate_can_be_told(tmp_path, format):
     """RLDS records none, and the one of a LeRobotDataset may be nominal; its videos are still found by it."""
     path = rlds_folder(tmp_path / "source") if format == "rlds" else lerobot_folder(tmp_path / "source", video=True)
-    as_recorded, told = ingested(tmp_path / "a", path), ingested(tmp_path / "b", path, "--control-hz", 5)
+    as_recorded, told = ingested(tmp_path / "a", path, "--control-hz", 20), ingested(tmp_path / "b", path, "--control-hz", 5)
     assert read_description(tmp_path / "b")["control_hz"] == 5 != read_description(tmp_path / "a")["control_hz"]
     for one, other in zip(as_recorded, told, strict=True):
         for camera in one.frames:
@@ -127,7 +127,7 @@ def test_sources_merge_where_their_schemas_agree(tmp_path):
     message = refused("ingest", a, faster, "--out", tmp_path / "x")
     assert "control rate (Hz) is 30, but 10 in" in message and str(faster) in message
     slower = lerobot_folder(tmp_path / "e", info={"fps": 20})
-    assert "state is" in refused("ingest", slower, rlds_folder(tmp_path / "d"), "--out", tmp_path / "x")
+    assert "state is" in refused("ingest", slower, rlds_folder(tmp_path / "d"), "--out", tmp_path / "x", "--control-hz", 20)
 
 
 def test_bad_episodes_stop_or_are_left_out_and_listed(tmp_path):
@@ -174,7 +174,7 @@ def test_inspection_shows_what_is_there(tmp_path):
     path = lerobot_folder(tmp_path / "source", action=lambda n: np.c_[np.full(n, 0.5), np.where(np.arange(n) % 2, 1.0, -1.0)].tolist())
     result = run("inspect", path, "--sheet", tmp_path / "sheet.png")
     assert result.exit_code == 0, result.output
-    for words in ("lerobot v2.1", "10 Hz", "pick it", "3 / 4 / 5", "100 %", "constant", "two values", "so100", "16 x 16"):
+    for words in ("lerobot v2.1", "10 Hz", "pick it", "3 / 4 / 5", "unknown", "constant", "two values", "so100", "16 x 16"):
         assert words in result.output, words
     from PIL import Image
 
@@ -219,6 +219,7 @@ def test_memory_does_not_grow_with_the_number_of_episodes(tmp_path):
 def test_a_cut_off_ingestion_goes_on_and_gives_the_same(tmp_path, monkeypatch):
     """Cut off after three files of episodes: those are not read again, and the dataset is the one that an undisturbed call makes."""
     from worldenv_cli.data import ingest as ingestion
+    from worldenv_cli.data.selection import Selection
     from worldenv_cli.data.sources import SourceConfig, open_source
 
     path = robomimic_file(tmp_path / "image.hdf5", lengths=(40,) * 12, **{"obs/agentview_image": None, "next_obs/agentview_image": None})
@@ -233,23 +234,23 @@ def test_a_cut_off_ingestion_goes_on_and_gives_the_same(tmp_path, monkeypatch):
         found = open_source(path, SourceConfig(instruction="lift"))
         read, seen = found.read, []
 
-        def counted(listed, pictures):
-            if listed.name.endswith(f"demo_{stop_at}"):
+        def counted(listed, cameras):
+            if cameras and listed.name.endswith(f"demo_{stop_at}"):
                 raise KeyboardInterrupt
-            seen.append(listed.name)
-            return read(listed, pictures)
+            seen.extend([listed.name] if cameras else [])
+            return read(listed, cameras)
 
         found.read = counted
         return found, seen
 
     whole, _ = source()
-    ingestion.ingest_sources([whole], tmp_path / "whole", ingestion.Selection(), file_size_in_mb=4)
+    ingestion.ingest_sources([whole], tmp_path / "whole", Selection(), file_size_in_mb=4)
     cut, _ = source(stop_at=10)
     with pytest.raises(KeyboardInterrupt):
-        ingestion.ingest_sources([cut], tmp_path / "set", ingestion.Selection(), file_size_in_mb=4)
+        ingestion.ingest_sources([cut], tmp_path / "set", Selection(), file_size_in_mb=4)
     assert not (tmp_path / "set").exists()
     again, seen = source()
-    ingestion.ingest_sources([again], tmp_path / "set", ingestion.Selection(), file_size_in_mb=4)
+    ingestion.ingest_sources([again], tmp_path / "set", Selection(), file_size_in_mb=4)
     assert 0 < len(seen) < 9
     for name in ("meta/stats.json", "meta/info.json", "meta/worldenv.json", "config.json"):
         assert (tmp_path / "set" / name).read_text() == (tmp_path / "whole" / name).read_text(), name

@@ -70,7 +70,7 @@ def ingest_sources(
             say(f"{out}: up to date")
             return
         workshop = _workshop(out, fingerprint(settings, {}))
-        if not (workshop / INFO).is_file():
+        if not _is_whole(workshop):
             _write(workshop, out, chosen, sources, cameras, selection, identities, skipped, file_size_in_mb)
         _publish(workshop, out, settings, selection)
 
@@ -114,6 +114,19 @@ def _write(
         name=lambda episode: names[episode.info["number"]],
         refuse=None if refused is None else lambda error: refused(str(error)),
     )
+
+
+def _is_whole(workshop: Path) -> bool:
+    """Whether a call before has finished the dataset, and was cut off before it took its place. What cannot be read is made again."""
+    if not (workshop / INFO).is_file():
+        return False
+    try:
+        return bool(read_json(workshop / DESCRIPTION, "") and read_rows(workshop, ("tasks", "length", "worldenv_info")))
+    except UserError:
+        for path in workshop.iterdir():
+            if path.name != FINGERPRINT:
+                shutil.rmtree(path)
+        return False
 
 
 def _publish(workshop: Path, out: Path, settings: dict, selection: Selection) -> None:

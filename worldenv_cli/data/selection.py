@@ -103,8 +103,8 @@ def choose_cameras(source: Source, selection: Selection) -> dict[str, str]:
     chosen = selection.cameras or {camera: camera for camera in [*source.cameras, *source.unusable_cameras]}
     for camera in chosen:
         if camera in source.unusable_cameras:
-            others = ",".join(source.cameras) or "the names of others"
-            raise UserError(f"{source.path}: camera {camera} cannot be taken ({source.unusable_cameras[camera]}); leave it out: --cameras {others}")
+            out = f"leave it out: --cameras {','.join(source.cameras)}" if source.cameras else "there is no other"
+            raise UserError(f"{source.path}: camera {camera} cannot be taken ({source.unusable_cameras[camera]}); {out}")
         if camera not in source.cameras:
             raise UserError(f"{source.path}: no camera {camera!r}, found {sorted(source.cameras)}; choose with --cameras")
     if len(set(chosen.values())) < len(chosen):

@@ -42,18 +42,19 @@ class Survey:
 def survey(chosen: Sequence[tuple[Source, Listed]], *, skip_bad: bool) -> Survey:
     """Read the numbers, not the pictures, of every episode. Raises UserError for the first that cannot be read, unless those are left out."""
     found = Survey()
-    with ThreadPoolExecutor(os.cpu_count()) as pool, track("measure", total=len(chosen), unit="episodes") as bar:
-        futures = [pool.submit(_measure, *one) for one in chosen]
-        for number, future in enumerate(futures):
-            try:
-                found.episodes[number] = future.result()
-            except UserError as error:
-                if not skip_bad:
-                    for other in futures:
-                        other.cancel()
-                    raise UserError(f"{error} (or leave such episodes out: --skip-bad)") from error
-                found.bad[number] = str(error)
-            bar.advance()
+    pool = ThreadPoolExecutor(os.cpu_count())
+    try:
+        with track("measure", total=len(chosen), unit="episodes") as bar:
+            for number, future in enumerate([pool.submit(_measure, *one) for one in chosen]):
+                try:
+                    found.episodes[number] = future.result()
+                except UserError as error:
+                    if not skip_bad:
+                        raise UserError(f"{error} (or leave such episodes out: --skip-bad)") from error
+                    found.bad[number] = str(error)
+                bar.advance()
+    finally:
+        pool.shutdown(cancel_futures=True)
     return found
 
 

@@ -99,7 +99,7 @@ def _present(path: Path, cameras: dict[str, tuple[str, Feature]], places: Sequen
     usable, missing = {}, {}
     for camera, (name, feature) in cameras.items():
         if feature.dtype == "video" and not any(name in place.films and place.films[name].path.is_file() for place in places):
-            missing[camera] = f"no video of it lies in {path.name}/videos"
+            missing[camera] = f"its videos are missing: none lies in {path.name}/videos"
         elif feature.dtype == "image" and columns is not None and name not in columns:
             missing[camera] = f"no column {name!r} in the data"
         else:

@@ -80,7 +80,7 @@ def _places(path: Path, info: Info, filmed: Sequence[str], config: SourceConfig)
     declared = {row["episode_index"]: validated(_Row, row, f"{path}/meta/episodes: episode {row['episode_index']}") for row in rows}
     if len(declared) != len(rows):
         raise UserError(f"{path}/meta/episodes: an episode_index occurs twice, expected one row for each episode; {AGAIN}")
-    tasks = {} if config.instruction is not None and not (path / TASKS).is_file() else read_tasks(path)
+    tasks = {} if config.instruction is not None else read_tasks(path)
     films = {name: _films(path, info, name, rows, keys) for name in filmed}
     found = []
     for row in rows:
