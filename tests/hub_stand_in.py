@@ -33,8 +33,6 @@ def at(step: str, wrong):
     return lambda asked, path: wrong if asked == method and part in path else None
 
 
-
-
 class Repository:
     def __init__(self, private: bool):
         self.private = private
@@ -108,7 +106,7 @@ class _Handler(BaseHTTPRequestHandler):
         if isinstance(wrong, tuple):
             return self._answer({"error": "as told"}, wrong[0], [("Content-Type", "application/json"), *wrong[1].items()])
         if wrong:
-            return self._answer({"error": "as told", "url": self.hub.address}, wrong)
+            return self._answer({"error": "as told", "url": f"{self.hub.address}/me/policy"}, wrong)
         if self.hub.token and self.headers.get("Authorization") != f"Bearer {self.hub.token}" and not path.startswith("/objects/"):
             return self._answer({"error": "who are you?"}, 401)
         if path == "/api/validate-yaml":

@@ -165,7 +165,7 @@ def test_several_members_are_written_each_and_the_card_says_which_is_for_what(hu
     assert "| push it | `members/start` |" in card and "| lift the lid | `members/tuned` |" in card and "base_model: lab/pi0\n" in card
 
 
-@pytest.mark.parametrize("choice, default", [({"a": "none"}, "tuned"), ({"a": "tuned"}, "none"), ({}, "tuned"), ({"a": ["tuned"]}, "tuned")])
+@pytest.mark.parametrize("choice, default", [({"a": "none"}, "tuned"), ({"a": "tuned"}, "none"), ({}, None), ({"a": ["tuned"]}, "tuned")])
 def test_a_choice_of_what_is_not_there_is_refused(compact, tmp_path, choice, default):
     folder = saved(tmp_path / "policy", ChosenPolicy({"tuned": compact}, {"a": "tuned"}, "tuned"))
     config = read_json(folder / "config.json")

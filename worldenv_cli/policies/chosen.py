@@ -22,9 +22,9 @@ class ChosenPolicy(Policy):
     def __init__(self, members: dict[str, Policy], choice: dict[str, str], default: str | None):
         super().__init__()
         unknown = sorted({*choice.values(), *([] if default is None else [default])} - members.keys())
-        if unknown or not choice:
+        used = {default, *choice.values()} - {None}
+        if unknown or not used:
             raise UserError(f"a choice of {unknown[0] if unknown else 'nothing'!r}: expected members {sorted(members)}; make the policy again")
-        used = {default, *choice.values()}
         self.members = nn.ModuleDict({name: member for name, member in members.items() if name in used})
         self.choice, self.default = dict(choice), default
         self.config = self.any_member.config
