@@ -1,6 +1,6 @@
 """Settings of post-training: its rounds, the gate, and the updates of the policy."""
 
-from pydantic import Field
+from pydantic import Field, NonNegativeFloat
 
 from ..config import Config, TrainingConfig
 from ..policies.config import LoraSettings, SFTConfig
@@ -52,7 +52,9 @@ class PostTrainConfig(Config):
 
     rounds: int = Field(2, ge=1, description="Number of rounds")
     probe: int = Field(20, ge=0, description="Real episodes of each task that are played between two rounds; counted")
-    probe_noise: tuple[float, ...] = Field((0.0, 0.08), description="Laplace scales of the exploration noise in these episodes, in turn")
+    probe_noise: tuple[NonNegativeFloat, ...] = Field(
+        (0.0, 0.08), min_length=1, description="Laplace scales of the exploration noise in these episodes, in turn"
+    )
     resets: int = Field(60, ge=0, description="Further first frames of each task to imagine from: one reset of the real environment each, no step")
     validation: int = Field(
         25, ge=0, description="Real episodes of each task and candidate that decide which policy is used; 0: no test, open tasks use the tuned one"
