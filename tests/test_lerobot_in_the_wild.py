@@ -227,6 +227,25 @@ def test_other_frames_are_never_taken_in_silence(tmp_path):
     assert "5 frames" in refused("ingest", filmed(tmp_path / "short", even, 5), "--out", tmp_path / "x")
 
 
+def test_frames_of_uneven_times_keep_their_order(tmp_path):
+    """One file, two episodes, a pause of five seconds before the second: its frames are not where the average rate would put them."""
+    import av
+
+    from worldenv_cli.data.pictures import video_frames
+
+    with av.open(str(tmp_path / "film.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=10, options={"crf": "5", "g": "2"})
+        stream.height = stream.width = 16
+        stream.pix_fmt = "yuv420p"
+        for number, picture in enumerate(shades(9)):
+            frame = av.VideoFrame.from_ndarray(picture)
+            frame.pts = number + 50 * (number >= 3)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    assert shade(video_frames(tmp_path / "film.mp4", np.arange(4, 9), 16, 16)) == [4, 5, 6, 7, 8]
+    assert shade(video_frames(tmp_path / "film.mp4", np.array([1, 3, 8]), 16, 16)) == [1, 3, 8]
+
+
 def test_sums_of_rounded_durations_may_drift(tmp_path):
     """from_timestamp of later episodes is off by more than a frame; the order is not."""
     episodes = [make_episode(seed, 5, cameras=(("front", 16, 16),)) for seed in range(4)]
