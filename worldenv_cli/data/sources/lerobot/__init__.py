@@ -34,7 +34,8 @@ def open_lerobot(path: Path, config: SourceConfig) -> Source:
         robot=None if info.robot_type in (None, "", UNKNOWN) else info.robot_type,
         state_names=_unique([name for key, feature in reader.state.items() for name in names_of(key, feature)]),
         action_names=_unique(names_of(reader.action, reader.action_feature)),
-        action={"meaning": action.get("meaning", "as recorded by the source"), "unit": action.get("recorded_unit", _unit(action))},
+        action={"meaning": action.get("meaning", "as recorded by the source"), "unit": action.get("recorded_unit", _unit(action))}
+        | ({"absolute": True} if action.get("absolute") else {}),
         cameras={
             camera: {"orientation": None, **known.get(camera, {}), "size": list(picture_size(feature))}
             for camera, (_, feature) in reader.cameras.items()
