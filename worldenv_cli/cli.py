@@ -159,7 +159,13 @@ def _facts(source: str, inspection, sheet: Path | None) -> dict:
     """An inspection for programs."""
     tasks = [dict(zip(("instruction", "episodes", "actions", "success"), row, strict=False)) for row in inspection.tasks]
     dimensions = [dict(zip(("name", "range", "mean", "remark"), row, strict=False)) for row in inspection.dimensions]
-    facts = {"source": source, **dict(inspection.facts), "tasks": tasks, "dimensions": dimensions}
+    facts = {
+        "source": source,
+        **dict(inspection.facts),
+        "notes": [": ".join(note) for note in inspection.notes],
+        "tasks": tasks,
+        "dimensions": dimensions,
+    }
     if sheet is not None:
         from .evaluation.video import contact_sheet
 
