@@ -6,12 +6,31 @@ Enough of the protocol for `huggingface_hub`'s create_repo, upload_folder, snaps
 import base64
 import hashlib
 import json
+import re
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlparse
 
 LFS_FROM = 2000  # bytes from which a file goes through LFS
+PUSHING = {  # the steps of a push and of a download, by the requests that they are made of
+    "create_repo": ("POST", "/api/repos/create"),
+    "validate": ("POST", "/api/validate-yaml"),
+    "preupload": ("POST", "/preupload/"),
+    "lfs batch": ("POST", "/lfs/objects/batch"),
+    "lfs upload": ("PUT", "/objects/"),
+    "commit": ("POST", "/commit/"),
+    "delete tag": ("DELETE", "/tag/"),
+    "tag": ("POST", "/tag/"),
+}
+PULLING = {"revision": ("GET", "/revision/"), "list": ("GET", "/tree/"), "head": ("HEAD", "/resolve/"), "get": ("GET", "/resolve/")}
+GATED = (403, {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access to model is restricted and you are not in the authorized list."})
+
+
+def at(step: str, wrong):
+    """A `fail` that makes one step go wrong: with a status, (status, headers), "cut" before the answer, "half" of it, or "garbage" for JSON."""
+    method, part = (PUSHING | PULLING)[step]
+    return lambda asked, path: wrong if asked == method and part in path else None
 
 
 class Repository:
@@ -39,8 +58,9 @@ class Hub:
         self.puts: list[str] = []
         self.requests: list[tuple[str, str]] = []
         self.token: str | None = None
-        self.fail = None  # (method, path) -> status code, "cut" or None
+        self.fail = None  # (method, path) -> what goes wrong, or None: see `at`
         self.address = ""
+        self.served: dict[str, int] = {}  # bytes that were sent of each file
 
 
 @contextmanager
@@ -73,8 +93,20 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             self.connection.close()
             return
+        if wrong == "half":
+            self.send_response(200)
+            self.send_header("Content-Length", "1000")
+            self.end_headers()
+            self.wfile.write(b'{"half')
+            self.wfile.flush()
+            self.close_connection = True
+            return self.connection.close()
+        if wrong == "garbage":
+            return self._answer(b"<html>log in to the hotel's network</html>", headers=(("Content-Type", "text/html"),))
+        if isinstance(wrong, tuple):
+            return self._answer({"error": "as told"}, wrong[0], [("Content-Type", "application/json"), *wrong[1].items()])
         if wrong:
-            return self._answer({"error": "as told"}, wrong)
+            return self._answer({"error": "as told", "url": f"{self.hub.address}/me/policy"}, wrong)
         if self.hub.token and self.headers.get("Authorization") != f"Bearer {self.hub.token}" and not path.startswith("/objects/"):
             return self._answer({"error": "who are you?"}, 401)
         if path == "/api/validate-yaml":
@@ -96,7 +128,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         for name, value in headers or (("Content-Type", "application/json"),):
             self.send_header(name, value)
-        if status == 404:
+        if status == 404 and not any(name == "X-Error-Code" for name, _ in headers):
             self.send_header("X-Error-Code", "RepoNotFound" if not self._known else "RevisionNotFound")
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
@@ -187,7 +219,12 @@ class _Handler(BaseHTTPRequestHandler):
         if data is None:
             return self._answer({"error": "no such file"}, 404)
         tag = hashlib.sha256(data).hexdigest() if len(data) >= LFS_FROM else _blob(data)
-        return self._answer(data, headers=(("X-Repo-Commit", commit), ("ETag", f'"{tag}"')))
+        headers = (("X-Repo-Commit", commit), ("ETag", f'"{tag}"'))
+        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range") or "")
+        part = data[int(asked[1]) : int(asked[2]) + 1] if asked else data
+        if self.command == "GET":
+            self.hub.served["/".join(rest)] = self.hub.served.get("/".join(rest), 0) + len(part)
+        return self._answer(part, 206 if asked else 200, headers)
 
 
 def _blob(data: bytes) -> str:

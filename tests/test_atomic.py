@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from worldenv_cli import atomic
-from worldenv_cli.atomic import recover, staged
+from worldenv_cli.atomic import os_error_message, recover, staged, write_json, write_text
 from worldenv_cli.errors import UserError
 
 
@@ -128,3 +128,59 @@ def test_disk_full_as_safetensors_says_it():
 
     said = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
     assert atomic.is_disk_full(said) and not atomic.is_disk_full(SafetensorError("header too small"))
+
+
+@pytest.mark.parametrize("write", [write_json, lambda path, value: write_text(path, str(value))])
+def test_a_file_is_there_whole_or_as_it_was(tmp_path, monkeypatch, write):
+    path = tmp_path / "timing.json"
+    write(path, {"sft": 1})
+    before = path.read_text()
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(atomic.os, "fsync", full)
+        with pytest.raises(UserError, match=r"the disk is full: could not write .*timing.json"):
+            write(path, {"sft": 2})
+    assert path.read_text() == before and names(tmp_path) == ["timing.json"]
+    write(path, {"sft": 2})
+    assert path.read_text() != before
+
+
+def test_what_was_replaced_is_kept_where_that_is_wanted(tmp_path, monkeypatch):
+    write(tmp_path / "artifact", "one")
+    with staged(tmp_path / "artifact", keep=tmp_path / "old" / "artifact") as partial:
+        (partial / "file").write_text("two")
+    assert (tmp_path / "artifact" / "file").read_text() == "two" and (tmp_path / "old" / "artifact" / "file").read_text() == "one"
+    rename = atomic.Path.rename
+
+    def failing(self, target):
+        if ".partial-" in self.name:
+            raise PermissionError("no")
+        return rename(self, target)
+
+    with monkeypatch.context() as patch, pytest.raises(PermissionError):
+        patch.setattr(atomic.Path, "rename", failing)
+        with staged(tmp_path / "artifact", keep=tmp_path / "older") as partial:
+            (partial / "file").write_text("three")
+    assert (tmp_path / "artifact" / "file").read_text() == "two" and names(tmp_path) == ["artifact", "old"]
+
+
+SYSTEM = {
+    errno.EACCES: "no permission",
+    errno.EPERM: "no permission",
+    errno.EROFS: "read-only",
+    errno.EISDIR: "is a folder",
+    errno.ENOTDIR: "is a file",
+    errno.ENOENT: "does not exist",
+    errno.ENAMETOOLONG: "too long",
+    errno.ELOOP: "symbolic link",
+}
+
+
+@pytest.mark.parametrize("number", SYSTEM)
+def test_errors_of_the_system_that_name_a_path(number):
+    message = os_error_message(OSError(number, "in words", "/some/where"))
+    assert SYSTEM[number] in message and "/some/where" in message
+    assert os_error_message(OSError(number, "in words")) is None and os_error_message(ValueError("/some/where")) is None

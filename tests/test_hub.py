@@ -1,12 +1,16 @@
 """Up to the Hub and down again, over real HTTP to a stand-in on the loopback interface."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import hub_stand_in
 import numpy as np
 import pytest
 import torch
+from hub_stand_in import GATED, PULLING, PUSHING, at
 from recorded import lerobot_folder, robomimic_file
 from typer.testing import CliRunner
 
@@ -20,6 +24,7 @@ from worldenv_cli.policies.chosen import ChosenPolicy
 from worldenv_cli.policies.compact import CompactPolicy
 from worldenv_cli.policies.lora import AdaptedPolicy, LoraSettings
 from worldenv_cli.policies.observation import Observation
+from worldenv_cli.provenance import write_provenance
 from worldenv_cli.push import push
 from worldenv_cli.reflector.compact import Reflector
 from worldenv_cli.simulator.simulator import Simulator
@@ -83,13 +88,24 @@ def test_public_only_when_asked_for(hub, policy_folder):
     assert not hub.repositories["models/me/policy"].private
 
 
+def run_of_parts(folder, parts=3):
+    """A run of artifacts that are no more than files."""
+    for number in range(parts):
+        (folder / f"part{number}").mkdir(parents=True)
+        (folder / f"part{number}" / "weights.bin").write_bytes(np.random.default_rng(number).bytes(20_000))
+        write_provenance(folder / f"part{number}", {"fingerprint": "x"})
+    (folder / "recipe.yaml").write_text("name: x\n")
+    return folder
+
+
+def pushed_files(hub, name):
+    repository = hub.repositories[name]
+    return repository.commits[repository.refs["main"]]
+
+
 def test_an_upload_that_was_cut_off_goes_on(hub, tmp_path, monkeypatch):
     """The second file's connection is cut; the second call sends only what is missing."""
-    run = tmp_path / "run"
-    for number in range(3):
-        (run / f"part{number}").mkdir(parents=True)
-        (run / f"part{number}" / "weights.bin").write_bytes(np.random.default_rng(number).bytes(20_000))
-    (run / "recipe.yaml").write_text("name: x\n")
+    run = run_of_parts(tmp_path / "run")
     (run / ".unfinished").mkdir()
     (run / ".unfinished" / "big.bin").write_bytes(b"x" * 5000)
     seen = []
@@ -101,14 +117,38 @@ def test_an_upload_that_was_cut_off_goes_on(hub, tmp_path, monkeypatch):
 
     hub.fail = cut_the_second
     monkeypatch.setattr("time.sleep", lambda _: None)  # between huggingface_hub's own tries
-    with pytest.raises(UserError, match="me/run: "):
+    with pytest.raises(UserError, match="me/run: .*what was sent is not sent twice"):
         push(run, "me/run")
     before = list(hub.puts)
     hub.fail = None
     push(run, "me/run")
     assert 0 < len(before) < 3 and len(hub.puts) == len(set(hub.puts)) == 3
-    files = hub.repositories["models/me/run"]
-    assert sorted(files.commits[files.refs["main"]]) == ["part0/weights.bin", "part1/weights.bin", "part2/weights.bin", "recipe.yaml"]
+    parts = [f"part{number}/{name}" for number in range(3) for name in ("provenance.json", "weights.bin")]
+    assert sorted(pushed_files(hub, "models/me/run")) == ["README.md", *parts, "recipe.yaml"]
+
+
+def test_a_push_that_was_killed_finishes_when_run_again(hub, tmp_path):
+    """The Hub kills the process that pushes, at the second upload."""
+    run, seen = run_of_parts(tmp_path / "run"), []
+    code = f"from pathlib import Path; from worldenv_cli.push import push; push(Path({str(run)!r}), 'me/run')"
+    told = {"HF_ENDPOINT": hub.address, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "home")}
+    process = subprocess.Popen([sys.executable, "-c", code], env=os.environ | told, stderr=subprocess.PIPE)
+
+    def kill_at_the_second(method, path):
+        if method == "PUT":
+            seen.append(path)
+            if len(seen) == 2:
+                process.kill()
+                process.wait()
+        return "cut" if method == "PUT" and len(seen) > 1 else None
+
+    hub.fail = kill_at_the_second
+    assert process.wait(60) == -9, process.stderr.read().decode()
+    hub.fail, before = None, list(hub.puts)
+    push(run, "me/run")
+    assert len(hub.puts) == len(set(hub.puts)) == 3 and len(before) < 3
+    push(run, "me/run")
+    assert len(hub.puts) == 3
 
 
 def test_an_adapter_goes_up_as_it_is_or_merged(hub, policy_folder, tmp_path):
@@ -166,16 +206,90 @@ def test_a_dataset_goes_up_with_its_tag_and_is_ingested_from_there(hub, tmp_path
 
 
 @pytest.mark.parametrize(
-    "status, told",
-    [(401, "HF_TOKEN"), (403, "may not do that"), (404, "no such repository"), (429, "wait a little"), (500, "answers 500|not to be had")],
+    "wrong, pushing, pulling",
+    [
+        (401, "HF_TOKEN", "a private repository, or none of this name: .*log in"),
+        (403, "token may not write there", "token may not read it"),
+        (404, "no such repository", "no such repository"),
+        (409, "another push to it is under way", "conflict"),
+        (429, "wait a little", "wait a little"),
+        (500, "answers 500.*again later", "answers 500.*again later"),
+        (GATED, "accept its terms", r"accept its terms on http://127.0.0.1:\d+/me/other with the account of your token"),
+        ("cut", "check the network", "check the network"),
+    ],
 )
-def test_refusals_are_told_without_the_token(hub, policy_folder, status, told, monkeypatch):
+def test_refusals_are_told_without_the_token(hub, policy_folder, wrong, pushing, pulling, monkeypatch):
     monkeypatch.setattr("time.sleep", lambda _: None)
-    hub.fail = lambda method, path: status
-    for call in (lambda: push(policy_folder, "me/policy"), lambda: resolve("me/other")):
+    hub.fail = lambda method, path: wrong
+    for call, told in ((lambda: push(policy_folder, "me/policy"), pushing), (lambda: resolve("me/other"), pulling)):
         with pytest.raises(UserError, match=told) as error:
             call()
         assert "secret" not in str(error.value) and "\n" not in str(error.value)
+        assert "write" not in str(error.value) or told is pushing
+
+
+READ = ("preupload", "lfs batch", "commit", "revision", "list")  # steps whose answers are read
+WRONG = [(step, "cut") for step in PUSHING | PULLING] + [(step, wrong) for step in READ for wrong in ("half", "garbage", 500)]
+
+
+def one_line(result):
+    """A command that failed as one does who is not to blame: exit code 2, one line, no traceback, no token."""
+    said = result.stderr.strip().splitlines()
+    assert result.exit_code == 2 and len(said) == 1 and said[0].startswith("error: me/"), (result.exit_code, result.stderr)
+    assert "secret" not in result.output + result.stderr and "Traceback" not in result.stderr
+    return said[0]
+
+
+@pytest.fixture(scope="module")
+def dataset_folder(tmp_path_factory):
+    out = tmp_path_factory.mktemp("data") / "set"
+    path = robomimic_file(out.with_name("image.hdf5"))
+    assert CliRunner().invoke(app, ["ingest", str(path), "--out", str(out), "--instruction", "lift"]).exit_code == 0
+    return out
+
+
+@pytest.mark.parametrize("step, wrong", [(step, wrong) for step, wrong in WRONG if step in PUSHING])
+def test_a_push_that_breaks_off_at_any_step_is_told_in_one_line_and_finishes_later(hub, dataset_folder, step, wrong, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    runner = CliRunner()
+    assert runner.invoke(app, ["push-to-hub", str(dataset_folder), "me/data"]).exit_code == 0 or step != "delete tag"
+    if step != "delete tag":
+        hub.repositories.clear()
+        hub.objects.clear()
+    hub.fail = at(step, wrong)
+    one_line(runner.invoke(app, ["push-to-hub", str(dataset_folder), "me/data"]))
+    hub.fail = None
+    assert runner.invoke(app, ["push-to-hub", str(dataset_folder), "me/data"]).exit_code == 0
+    assert "data/chunk-000/file-000.parquet" in pushed_files(hub, "datasets/me/data")
+
+
+@pytest.mark.parametrize("step, wrong", [(step, wrong) for step, wrong in WRONG if step in PULLING])
+def test_a_download_that_breaks_off_at_any_step_is_told_in_one_line_and_finishes_later(hub, policy_folder, step, wrong, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    push(policy_folder, "me/policy")
+    runner, hub.fail = CliRunner(), at(step, wrong)
+    said = one_line(runner.invoke(app, ["pool", "me/policy"]))
+    assert "write" not in said and "had from" not in said
+    hub.fail = None
+    np.testing.assert_array_equal(means(load_model("me/policy", "policy")), means(load_model(policy_folder, "policy")))
+
+
+@pytest.mark.parametrize("endpoint", ["http://127.0.0.1:9", "http://nowhere.invalid", "nonsense"])
+def test_no_network_is_told_in_one_line(policy_folder, tmp_path, endpoint):
+    """Refused, no such host, no address at all: in a process of its own, as a user's."""
+    told = {
+        "HF_ENDPOINT": endpoint,
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_TOKEN": "hf_secretsecret",
+    }
+    code = "import time; time.sleep = lambda seconds: None; from worldenv_cli.cli import main; main()"
+    for arguments in (["inspect", "me/data"], ["push-to-hub", str(policy_folder), "me/policy"]):
+        done = subprocess.run([sys.executable, "-c", code, *arguments], env=os.environ | told, capture_output=True, text=True, timeout=120)
+        said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        assert done.returncode == 2 and len(said) == 1 and "network" in said[0], done.stderr
+        assert "secret" not in done.stdout + done.stderr and "Traceback" not in done.stderr
 
 
 def test_a_missing_token_is_told(hub, policy_folder):

@@ -65,8 +65,8 @@ def test_the_un_norm_key_is_chosen(tmp_path):
     only = {"pusht": known["libero_goal_no_noops"]}
     assert Statistics.choose(only, None, tmp_path)[0] == "pusht"
     for wrong, key, told in [
-        (known, None, "several datasets and no un-norm key chosen, expected one of libero_10_no_noops, libero_goal_no_noops"),
-        (known, "bridge", "no un-norm key 'bridge', expected one of libero_10_no_noops, libero_goal_no_noops"),
+        (known, None, "statistics of 2 data sets, and none is chosen; set policy.unnorm_key to one of libero_10_no_noops, libero_goal_no_noops"),
+        (known, "bridge", "no statistics of 'bridge'; set policy.unnorm_key to one of libero_10_no_noops, libero_goal_no_noops"),
         ({"x": {}}, "x", "x has no 'action'"),
         ({"x": 3}, "x", "x.action holds no usable statistics"),
         ({"x": {"action": known["libero_10_no_noops"]["action"] | {"q99": [1.0]}}}, "x", "x.action holds no usable statistics .*4 lower and 1 upper"),

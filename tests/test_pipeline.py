@@ -6,12 +6,15 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import COFFEE, DRAWER, MINI
+from test_artifacts import flip
+from test_destination import state
 from typer.testing import CliRunner
 
 from worldenv_cli.artifacts import load_config, load_tensors
@@ -92,18 +95,20 @@ def test_models_load(finished, name):
 
 
 def test_real_episodes_choose_the_policy_of_each_task(finished, mini):
+    """Of the members only those are kept that a task uses."""
     members = {"post-trained": ["sft", "start", "tuned"], "control": ["sft", "start", "control"], "rival": ["sft", "cloned"]}
     artifacts = {"start": "rounds/2/start", "tuned": "rounds/2/tuned", "control": "rounds/2/control"}
     for name, wanted in members.items():
         found = json.loads((finished.folder / name / "acceptance.json").read_text())
         policy = load_model(finished.folder / name, "policy")
-        assert list(policy.members) == wanted and policy.choice == {mini.env.tasks[task]: member for task, member in found["choice"].items()}
+        kept = [member for member in wanted if member in found["choice"].values()]
+        assert list(policy.members) == kept and policy.default == kept[-1] and policy.choice == {mini.env.tasks[task]: member for task, member in found["choice"].items()}
         for task, chosen in found["choice"].items():
             counts = {candidate: tasks[task]["successes"] for candidate, tasks in found["counts"].items()}
             candidate = "start" if chosen == "cloned" else chosen
             assert list(counts) == (["sft", "start"] if name == "rival" else wanted) and counts[candidate] == max(counts.values())
         tensors = load_tensors(finished.folder / name)
-        for member in wanted:
+        for member in kept:
             for key, tensor in load_tensors(finished.folder / artifacts.get(member, member)).items():
                 assert (tensors[f"members.{member}.{key}"] == tensor).all()
 
@@ -209,13 +214,110 @@ def test_changes(finished, capsys, change, stale):
     assert {name for name, would in plan.items() if would} == stale
 
 
+OTHER_RECIPES = [
+    "seed=1",
+    "name=other",
+    "env.horizon=120",
+    "ingest.demos_per_task=5",
+    "policy.width=64",
+    "sft.steps=31",
+    "explore.episodes=6",
+    "simulator.hidden=64",
+    "simulate.video.steps=7",
+    "reflector.width=64",
+    "calibrate.training.steps=7",
+    "calibrate.calibration_share=0.4",
+    "world_env.terminate=false",
+    "post_train.rounds=1",
+    "post_train.probe=8",
+    "post_train.resets=3",
+    "post_train.validation=2",
+    "post_train.control=false",
+    "post_train.gate.gap=0.9",
+    "post_train.lora.rank=2",
+    "post_train.updates.clip=0.1",
+    "post_train.filter.steps=4",
+    "post_train.refresh_simulator.video.steps=3",
+    "post_train.refresh_reflector.training.steps=3",
+    "eval.offset=1",
+    "eval.imagined_starts=1",
+    "eval.offline=false",
+]
+
+
+@pytest.fixture(scope="module")
+def copied(finished, tmp_path_factory):
+    """The finished run, for tests that must not change it."""
+    return Path(shutil.copytree(finished.folder, tmp_path_factory.mktemp("copied") / "run"))
+
+
+def command(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.mark.parametrize("stage", [("eval", "--real"), ("eval",), ("post-train",)])
+@pytest.mark.parametrize("change", OTHER_RECIPES)
+def test_no_report_names_a_recipe_that_did_not_make_it(copied, change, stage):
+    """Whichever setting differs, and however far back it was used; nor is anything touched."""
+    before = state(copied)
+    result = command(*stage, MINI, "--set", change, "--out", copied)
+    assert result.exit_code == 2 and result.stderr.count("\n") == 1 and "recipe" in result.stderr, (result.output, result.stderr)
+    assert state(copied) == before
+
+
+def test_settings_that_change_no_result_are_not_another_recipe(copied):
+    recipe = (copied / "recipe.yaml").read_text()
+    result = command("eval", "--real", MINI, "--set", "env.workers=2", "--out", copied)
+    assert result.exit_code == 0, result.stderr
+    assert (copied / "recipe.yaml").read_text() == recipe
+
+
+DAMAGED = ["sft/model.safetensors", "rounds/1/tuned/model.safetensors", "eval/sft/outcomes.json", "rounds/2/gate/config.json"]
+
+
+@pytest.mark.parametrize("name", [*DAMAGED, "post-trained/acceptance.json", "demonstrations/meta/stats.json"])
+def test_a_flipped_bit_is_told_by_what_uses_it(copied, name):
+    whole = (copied / name).read_bytes()
+    flip(copied / name)
+    before = state(copied)
+    for arguments in (("eval", "--real", MINI), ("run", MINI)):
+        result = command(*arguments, "--out", copied)
+        assert result.exit_code == 2 and f"{name} does not match its provenance" in result.stderr and "--force`" in result.stderr, result.output
+        assert state(copied) == before
+    (copied / name).write_bytes(whole)
+
+
+def test_arms_that_the_recipe_leaves_out(finished, tmp_path):
+    """In a folder that holds them: refused; forced, they are set aside, and what is left is reported."""
+    run, changes = Path(shutil.copytree(finished.folder, tmp_path / "run")), ("--set", "post_train.control=false", "--set", "eval.offline=false")
+    result = command("eval", "--real", MINI, *changes, "--out", run)
+    assert result.exit_code == 2 and "this recipe makes no such artifact" in result.stderr
+    result = command("eval", "--real", MINI, *changes, "--out", run, "--force")
+    assert result.exit_code == 0, (result.output, result.exception)
+    shown = json.loads((run / "eval.json").read_text())
+    assert [row["name"] for row in shown["arms"]] == ["SFT", "filtered SFT", "post-trained"] and shown["imagined_vs_real"] == []
+    assert not (run / "control").exists() and list(run.glob(".replaced/*/control/model.safetensors"))
+    result = command("eval", "--real", MINI, "--out", run)
+    assert result.exit_code == 2 and "control does not exist" in result.stderr and "`worldenv post-train`" in result.stderr
+
+
+def test_a_run_leaves_no_threads_of_tensorboard(finished, mini, tmp_path):
+    pytest.importorskip("tensorboard")
+    shutil.copytree(finished.folder / "demonstrations", tmp_path / "demonstrations")
+    run_stages(mini, tmp_path, ["sft"])
+    assert list((tmp_path / "metrics" / "sft" / "model").glob("events.out.tfevents.*"))
+    assert [thread for thread in threading.enumerate() if type(thread).__module__.startswith("tensorboard")] == []
+
+
 def test_stages_one_by_one_make_what_the_run_made(finished, mini, tmp_path, capsys):
     """From the same demonstrations, the same policy, bit for bit; and its own settings make another."""
     shutil.copytree(finished.folder / "demonstrations", tmp_path / "demonstrations")
     run_stages(mini, tmp_path, ["sft"])
     one, other = load_tensors(finished.folder / "sft"), load_tensors(tmp_path / "sft")
     assert one.keys() == other.keys() and all((one[name] == other[name]).all() for name in one)
-    run_stages(load_recipe(MINI, ["sft.steps=3"]), tmp_path, ["sft"])
+    with pytest.raises(UserError, match="sft was made with another recipe: sft.steps was 30, here it is 3; .*--force"):
+        run_stages(load_recipe(MINI, ["sft.steps=3"]), tmp_path, ["sft"])
+    run_stages(load_recipe(MINI, ["sft.steps=3"]), tmp_path, ["sft"], force=True)
     assert any((load_tensors(tmp_path / "sft")[name] != one[name]).any() for name in one)
     before = (tmp_path / "sft" / "provenance.json").stat().st_mtime_ns
     run_stages(load_recipe(MINI, ["sft.steps=3"]), tmp_path, ["sft"], force=True)

@@ -62,6 +62,55 @@ def test_only_runs_that_differ_in_their_seed_are_pooled(tmp_path):
         pool_runs([a, tmp_path / "none"])
 
 
+def edited(**changes):
+    return lambda text: json.dumps(json.loads(text) | changes)
+
+
+DAMAGE = {
+    "cut": lambda text: text[:100],
+    "empty": lambda text: "",
+    "a list": lambda text: "[]",
+    "of something else": lambda text: '{"accuracy": 0.5}',
+    "of another version": edited(versions={"worldenv": "9.9.0"}),
+    "without arms": edited(arms=[]),
+    "arms of another shape": edited(arms={"SFT": 3}),
+    "an arm without outcomes": edited(arms=[{"name": "SFT", "real_environment_steps": 3}]),
+    "fewer outcomes": edited(tasks=["open"]),
+    "words for outcomes": edited(arms=[{"name": "SFT", "outcomes": ["yes"] * 4, "real_environment_steps": 3}]),
+    "a comparison of nothing": edited(comparisons=[{"a": "SFT", "b": "gone"}]),
+    "no protocol": edited(protocol={}),
+    "a recipe that is none": edited(recipe="a: ["),
+    "a recipe without a seed": edited(recipe="name: quick"),
+    "a seed that is a list": edited(recipe="seed: [1]"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("first", [True, False])
+def test_a_damaged_or_foreign_evaluation_is_told(tmp_path, damage, first):
+    a = evaluated(tmp_path / "a", 0, flags(0, 1, 0, 0), flags(1, 1, 0, 0))
+    b = evaluated(tmp_path / "b", 1, flags(0, 1, 0, 0), flags(1, 1, 0, 0))
+    (b / "eval.json").write_text(DAMAGE[damage]((b / "eval.json").read_text()))
+    result = CliRunner().invoke(app, ["pool", *map(str, (b, a) if first else (a, b)), "--out", str(tmp_path / "pooled")])
+    assert result.exit_code == 2 and result.stderr.count("\n") == 1 and str(b) in result.stderr, result.output
+    assert not (tmp_path / "pooled").exists()
+
+
+def test_an_evaluation_that_is_not_text(tmp_path):
+    a = evaluated(tmp_path / "a", 0, flags(0, 1, 0, 0), flags(1, 1, 0, 0))
+    (a / "eval.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="truncated or damaged"):
+        pool_runs([a])
+
+
+def test_a_pool_is_made_again_and_what_lies_beside_it_stays(tmp_path):
+    runs = [str(evaluated(tmp_path / str(seed), seed, flags(0, 1, 0, 0), flags(1, 1, 0, 1))) for seed in (0, 1)]
+    for _ in range(2):
+        assert CliRunner().invoke(app, ["pool", *runs, "--out", str(tmp_path / "pooled")]).exit_code == 0
+        (tmp_path / "pooled" / "notes.txt").write_text("mine")
+    assert (tmp_path / "pooled" / "notes.txt").read_text() == "mine"
+
+
 def test_the_command_writes_a_report(tmp_path):
     runs = [str(evaluated(tmp_path / str(seed), seed, flags(0, 1, 0, 0), flags(1, 1, 0, 1))) for seed in (0, 1)]
     result = CliRunner().invoke(app, ["pool", *runs, "--out", str(tmp_path / "pooled")])

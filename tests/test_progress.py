@@ -3,6 +3,7 @@ import os
 import pty
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -144,6 +145,29 @@ def test_tensorboard_events(tmp_path):
     assert events.Tags()["scalars"] == ["loss"]
     Metrics(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_metrics_end_their_threads(tmp_path):
+    pytest.importorskip("tensorboard")
+    Metrics(tmp_path / "first").log(1, loss=1.0)  # imports what it needs, which may start threads that stay
+    before = threading.active_count()
+    with pytest.raises(RuntimeError), Metrics(tmp_path / "run") as metrics:
+        metrics.log(1, loss=1.0)
+        assert threading.active_count() > before
+        raise RuntimeError
+    metrics.close()
+    assert threading.active_count() == before
+    metrics.log(2, loss=2.0)  # a closed one opens another file
+    metrics.close()
+    assert [line["step"] for line in lines(tmp_path / "run")] == [1, 2] and threading.active_count() == before
+
+
+def test_damaged_metrics_lose_the_damaged_lines(tmp_path, no_tensorboard):
+    Metrics(tmp_path).log(1, loss=1.0)
+    with (tmp_path / "metrics.jsonl").open("ab") as file:
+        file.write(b'\xff\xfe\n[]\n{"loss": 3}\n{"step": "x"}\n')
+    Metrics(tmp_path, resume_step=5).log(6, loss=6.0)
+    assert [line["step"] for line in lines(tmp_path)] == [1, 6]
 
 
 def test_check_finite():

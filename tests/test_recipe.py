@@ -221,7 +221,11 @@ def test_a_vla_sees_what_the_environment_shows(tmp_path):
 
 
 def test_post_training_needs_a_policy_of_one_camera(tmp_path):
-    """The simulator draws one: told before anything is made."""
+    """The simulator draws one: told before anything is made, by the whole run as well; fine-tuning and evaluation may have two."""
     recipe = load_recipe("libero-pi0", ["policy.cameras=[image, image2]", "env.cameras=[image, image2]"])
-    with pytest.raises(UserError, match="also looks through 'image2', but the simulator draws 'image' alone"):
-        run_stages(recipe, tmp_path, ["post-train"])
+    for stages in (["post-train"], None):
+        with pytest.raises(UserError, match="also looks through 'image2', but the simulator draws 'image' alone"):
+            run_stages(recipe, tmp_path / "run", stages)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(UserError, match="reflector does not exist|sft does not exist"):
+        run_stages(recipe, tmp_path / "run", ["eval-real"])

@@ -1,6 +1,8 @@
 """The instant reflector: what it sees, what its word is worth, when it stops, and what is measured of it."""
 
 import copy
+import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from conftest import COFFEE, DRAWER
 from worldenv_cli.evaluation.statistics import auc, expected_calibration_error
 from worldenv_cli.models import load_model, save_model
 from worldenv_cli.post_train.gate import GateConfig, gate, judged
-from worldenv_cli.reflector.calibration import CalibrationConfig, Scored, choose_threshold, fit_scale_and_offset, measure
+from worldenv_cli.reflector.calibration import NEVER, CalibrationConfig, Scored, choose_threshold, failures_needed, fit_scale_and_offset, measure
 from worldenv_cli.reflector.compact import Reflector
 from worldenv_cli.reflector.report import measured_errors
 from worldenv_cli.reflector.train import (
@@ -146,39 +148,70 @@ def scored(scores, success, task="a"):
     return Scored(task, np.array(scores, np.float32), np.array(success, bool))
 
 
-def failures(bests):
+def failed(bests):
     return [scored([0, best / 2, best, best / 3], [0, 0, 0, 0]) for best in bests]
 
 
-@pytest.mark.parametrize("rate", [0.05, 0.1, 0.25, 0.5])
-@pytest.mark.parametrize("count", [1, 4, 9, 19, 20, 40, 100])
+@pytest.mark.parametrize("rate, count", [(0.05, 19), (0.05, 20), (0.05, 100), (0.1, 9), (0.1, 40), (0.25, 3), (0.25, 40), (0.5, 1), (0.5, 20)])
 def test_the_threshold_keeps_its_promise(rate, count):
     """On calibration episodes at most the stated share is stopped; on new ones of the same kind as well, on average (conformal)."""
     config, rng, stopped = CalibrationConfig(false_termination=rate, threshold_min=0.0), np.random.default_rng(count), []
-    for _ in range(30):
+    for _ in range(400):
         bests = rng.beta(2, 3, count)
-        threshold = choose_threshold(failures(bests) + [scored([0, 1, 1], [0, 1, 1])], config)
+        threshold = choose_threshold(failed(bests) + [scored([0, 1, 1], [0, 1, 1])], config)
         bests = np.float32(bests)
         assert (bests >= threshold).mean() <= rate
         # brute force: the smallest threshold just above a failure's best that leaves no more above it than the promise allows
         allowed = count - int(np.ceil((count + 1) * (1 - rate)))
-        ok = [b for b in np.sort(bests) if (bests > b).sum() <= max(allowed, 0)]
-        assert threshold == pytest.approx(float(ok[0]), rel=1e-6) and threshold > ok[0]
+        ok = [b for b in np.sort(bests) if (bests > b).sum() <= allowed]
+        assert threshold == np.nextafter(np.float32(ok[0]), np.float32(2))
         stopped.append((rng.beta(2, 3, 500) >= threshold).mean())
-    assert np.mean(stopped) < rate + 1 / (count + 1) + 0.02
+    assert np.mean(stopped) < rate * 1.1 + 0.01
 
 
-def test_thresholds_where_there_is_little_to_choose_from():
-    config = CalibrationConfig(false_termination=0.05, threshold_min=0.3)
+@pytest.mark.parametrize("rate, needed", [(0.05, 19), (0.01, 99), (0.1, 9), (0.3, 3), (0.5, 1), (0.9, 1), (1e-6, 10**6 - 1)])
+def test_with_fewer_failures_than_the_rate_needs_nothing_is_promised(rate, needed):
+    """Five failures gave a threshold that stopped .169 of those to come, with .05 promised."""
+    assert failures_needed(rate) == needed
+    config = CalibrationConfig(false_termination=rate)
+    for count in {0, 1, 5, needed - 1} if needed < 1000 else {0, 1, 5}:
+        threshold = choose_threshold(failed([0.1] * count) + [scored([0, 1, 1], [0, 1, 1])], config)
+        assert (threshold > 1) == (count < needed)
+    if needed < 1000:
+        assert choose_threshold(failed([0.35] * needed), config) == np.nextafter(np.float32(0.35), np.float32(1))
 
-    def chosen(episodes, **changes):
-        return pytest.approx(choose_threshold(episodes, config.model_copy(update=changes)), abs=1e-6)
 
-    assert chosen([scored([0, 0.9], [0, 1])]) == 0.5  # no failure
-    assert chosen([scored([0, 0.9], [0, 1])], threshold_min=0.7) == 0.7
-    assert chosen(failures([0.01, 0.02])) == 0.3
-    assert chosen(failures([1.0, 1.0])) == 0.999
-    assert chosen([scored([0.9, 0.4, 0.2], [0, 0, 0])]) == 0.4  # the start itself is not judged
+def test_thresholds_at_the_ends():
+    config = CalibrationConfig(false_termination=0.5, threshold_min=0.3)
+
+    def chosen(bests):
+        return choose_threshold(failed(bests), config)
+
+    assert chosen([0.01, 0.02]) == pytest.approx(0.3)
+    for best in (0.9995, 0.99999994):  # no clip puts it below the failure that it must not stop
+        assert best < chosen([best]) <= 1.0
+    assert chosen([1.0]) > 1  # certain of a failure: nothing can be told from it
+    assert chosen([0.4, 0.4]) > np.float32(0.4)
+    assert choose_threshold([scored([0.9, 0.4, 0.2], [0, 0, 0])], config) == pytest.approx(0.4)  # the start itself is not judged
+
+
+def test_calibrating_with_too_few_failures_never_stops_and_says_so(tmp_path, monkeypatch, capsys, mini, reflector, explored, simulator):
+    """In what `calibrate` prints, in errors.json, on the card and in the report."""
+    from worldenv_cli import stages
+    from worldenv_cli.evaluation.diagnostics import reflector as shown
+
+    count = sum(not episode.success[-1] for episode in explored if episode.info["split"] == "calibration")
+    run = SimpleNamespace(recipe=mini, checkpoint=lambda name: None, metrics=lambda name: None)
+    config = mini.calibrate.model_copy(update={"calibration": CalibrationConfig(false_termination=0.05)})
+    stages.make_reflector(run, "reflector", tmp_path, {}, reflector, simulator, explored, config)
+    assert reflector.threshold.item() == NEVER
+    message = f"It never stops an episode: {count} failed calibration episodes, 19 are needed to promise that it stops 5% of failures at most"
+    assert f"reflector: {message}; it takes {19 - count} more" in capsys.readouterr().out
+    errors = json.loads((tmp_path / "errors.json").read_text())
+    assert errors["shortage"] == {"failed": count, "needed": 19, "false_termination": 0.05, "message": message}
+    assert errors["real"]["false_termination"] in (0.0, None) and errors["real"]["missed_success"] in (1.0, None)
+    assert message in (tmp_path / "README.md").read_text() and message in shown(errors)[0].note
+    assert load_model(tmp_path, "reflector").threshold.item() == NEVER
 
 
 def test_measured_errors_by_hand():
@@ -203,7 +236,7 @@ def test_measured_errors_by_hand():
 
 
 def test_measuring_one_kind_of_episode_only():
-    only_failures = measure(failures([0.1, 0.9]), 0.5)
+    only_failures = measure(failed([0.1, 0.9]), 0.5)
     assert only_failures["missed_success"] is None and only_failures["delay_steps"] is None and np.isnan(only_failures["auc"])
     only_successes = measure([scored([0, 1], [0, 1])], 0.5)
     assert only_successes["false_termination"] is None and only_successes["delay_steps"] == 0

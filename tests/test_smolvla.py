@@ -2,12 +2,13 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from recorded import FIXTURES
-from tiny_smolvla import write_smolvla
+from tiny_smolvla import SPECIAL, VLM, write_smolvla, write_tokenizer
 from torch.nn import functional as F
 
 from worldenv_cli.atomic import read_json, read_tensors, write_json, write_tensors
@@ -268,7 +269,7 @@ def test_every_tensor_that_does_not_fit_is_named(tmp_path):
     assert "missing: model.state_proj.bias; unexpected: model.surplus; wrong shape: model.action_out_proj.bias (3,) instead of (8,)" in str(
         raised.value
     )
-    assert "\n" not in str(raised.value) and str(path) in str(raised.value)
+    assert "\n" not in str(raised.value) and str(path.parent) in str(raised.value)
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(UserError, match="truncated or damaged"):
         load_smolvla(path.parent)
@@ -298,3 +299,42 @@ def test_kinds_that_are_not_known(tmp_path, change, message):
     with pytest.raises(UserError, match=re.escape(message)) as raised:
         load_smolvla(folder)
     assert "\n" not in str(raised.value)
+
+
+# What lerobot 0.6 and other settings change
+
+
+def test_words_around_pictures(tmp_path):
+    """add_image_special_tokens: two words before and one after each picture, unscaled, and there for a masked picture too."""
+    plain = write_smolvla(tmp_path / "plain", cameras=("front", "wrist"), empty_cameras=1)
+    folder = tmp_path / "words"
+    shutil.copytree(plain, folder)
+    write_json(folder / "config.json", read_json(folder / "config.json") | {"add_image_special_tokens": True})
+    with pytest.raises(UserError, match="lacks <fake_token_around_image> or <global-img>"):
+        load_smolvla(folder)
+    write_tokenizer(folder / VLM, (*SPECIAL[:1], "<fake_token_around_image>", "<global-img>", *SPECIAL[1:]))
+    model, checkpoint = load_smolvla(folder)
+    assert (model.config.before_picture, model.config.after_picture) == ((1, 2), (1,)) and model.image_tokens == 4 + 3
+    images, image_mask, tokens, token_mask, state = observed(model, checkpoint)
+    with torch.no_grad():
+        embedded, mask = model.vlm.embed(images, image_mask, tokens, token_mask, state)
+        without, _ = load_smolvla(plain)[0].vlm.embed(images, image_mask, tokens, token_mask, state)
+        word = model.vlm.embed_tokens.weight
+        prefix = model.prefix(images, image_mask, tokens, token_mask, state)
+    for camera in range(3):
+        found, seen = embedded[:, 7 * camera : 7 * camera + 7], mask[:, 7 * camera : 7 * camera + 7]
+        assert torch.equal(found[:, :2], word[[1, 2]].expand(2, 2, -1)) and torch.equal(found[:, 6], word[1].expand(2, -1))
+        assert torch.equal(found[:, 2:6], without[:, 4 * camera : 4 * camera + 4])
+        assert seen.tolist() == [[True, True, *[camera < 2] * 4, True]] * 2
+    assert torch.equal(embedded[:, 21:], without[:, 12:]) and prefix["mask"].shape[1] == 21 + tokens.shape[1] + 1
+
+
+@pytest.mark.parametrize(
+    "changes, shifted",
+    [({}, True), ({"load_vlm_weights": True}, False), ({"pretrained_revision": None}, False), ({"pretrained_revision": "main"}, False)],
+)
+def test_positions_of_patches_by_version(tmp_path, changes, shifted):
+    folder = write_smolvla(tmp_path / "tiny")
+    write_json(folder / "config.json", read_json(folder / "config.json") | changes)
+    for chosen, expected in ((None, shifted), (True, True), (False, False)):
+        assert load_smolvla(folder, shifted_patches=chosen, weights=False)[0].config.shifted_patches is expected

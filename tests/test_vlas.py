@@ -17,7 +17,8 @@ from toy_world import TASKS, Recorded, adapted, climbing_world, config, moved, u
 from worldenv_cli.artifacts import Checkpoint
 from worldenv_cli.errors import UserError
 from worldenv_cli.hub import state_of
-from worldenv_cli.models import load_model, save_merged, save_model
+from worldenv_cli.merged import write_merged
+from worldenv_cli.models import load_model, save_model
 from worldenv_cli.policies.checks import self_check
 from worldenv_cli.policies.densities import TokenDensity
 from worldenv_cli.policies.flow import FlowPolicy
@@ -260,13 +261,13 @@ def test_merged_weights_need_nothing_else(policy, tmp_path):
     tuned, obs = nudged(own, 1), observation()
     wanted = sampled(tuned, obs)
     (tmp_path / "merged").mkdir()
-    save_merged(tmp_path / "merged", tuned, {}, "# card")
+    write_merged(tmp_path / "merged", tuned, {}, "# card")
     shutil.rmtree(base)
     loaded = load_model(tmp_path / "merged", "policy")
     assert not isinstance(loaded, AdaptedPolicy)
     np.testing.assert_allclose(sampled(loaded, obs).chunk, wanted.chunk, atol=2e-3)
     if isinstance(loaded, FlowPolicy):  # in its own layout, statistics and all
-        alone = load_vla(policy.config.model_copy(update={"model": str(tmp_path / "merged" / "checkpoint"), "statistics": "checkpoint"}))
+        alone = load_vla(policy.config.model_copy(update={"model": str(tmp_path / "merged"), "statistics": "checkpoint"}))
         still = {"explore": False, "generator": torch.Generator().manual_seed(0)}
         np.testing.assert_allclose(
             alone.act(obs, **still).chunk, loaded.act(obs, explore=False, generator=torch.Generator().manual_seed(0)).chunk, atol=1e-5

@@ -1,6 +1,7 @@
 """A pi0 checkpoint for tests: random weights, random statistics and a real tokenizer of bytes, in lerobot's layout or in transformers'."""
 
 import json
+import shutil
 from pathlib import Path
 
 import torch
@@ -115,7 +116,7 @@ def changed(folder: Path, target: Path, tensors=lambda tensors: tensors, **confi
     target.mkdir(parents=True)
     for path in folder.iterdir():
         if path.name not in ("model.safetensors", "config.json"):
-            (target / path.name).symlink_to(path)
+            (shutil.copytree if path.is_dir() else shutil.copy)(path, target / path.name)
     _write(target / "config.json", json.loads((folder / "config.json").read_text()) | config)
     save_file(tensors(load_file(folder / "model.safetensors")), target / "model.safetensors")
     return target

@@ -32,6 +32,7 @@ def write_artifact(folder: Path, kind: str, config: dict, tensors: "dict[str, to
     mark(folder, kind, config)
     write_card(folder, kind, card)
     if tensors is not None:
+        check_tensors(tensors, f"the {kind}", "training went wrong: lower its learning rate or check the data, and run again")
         write_tensors(folder / TENSORS, tensors)
     write_provenance(folder, provenance)
 
@@ -43,12 +44,14 @@ def mark(folder: Path, kind: str, config: dict | None = None) -> None:
 
 def write_card(folder: Path, kind: str, card: str) -> None:
     """README.md with the front matter that the Hub reads; a dataset's says where its tables lie and that lerobot opens it."""
+    from huggingface_hub import DatasetCardData, ModelCardData
+
     if kind == "dataset":
-        known = ["task_categories:", "- robotics", "tags:", "- LeRobot", "- worldenv"]
-        known += ["configs:", "- config_name: default", "  data_files: data/*/*.parquet"]
+        configs = [{"config_name": "default", "data_files": "data/*/*.parquet"}]
+        data = DatasetCardData(task_categories=["robotics"], tags=["LeRobot", "worldenv"], configs=configs)
     else:
-        known = ["library_name: worldenv", "pipeline_tag: robotics", "tags:", "- worldenv", "- robotics", f"- {kind}"]
-    (folder / "README.md").write_text("\n".join(["---", *known, "---", "", card.strip(), ""]), encoding="utf-8")
+        data = ModelCardData(library_name="worldenv", pipeline_tag="robotics", tags=["worldenv", "robotics", kind])
+    (folder / "README.md").write_text(f"---\n{data.to_yaml()}\n---\n\n{card.strip()}\n", encoding="utf-8")
 
 
 def save_artifact(folder: Path, kind: str, config: dict, tensors: "dict[str, torch.Tensor] | None", provenance: dict, card: str) -> None:
@@ -84,7 +87,19 @@ def load_tensors(folder: Path) -> "dict[str, torch.Tensor]":
     path = Path(folder) / TENSORS
     if not path.is_file():
         raise UserError(f"{folder} holds no {TENSORS}: expected the weights there; make the artifact or download it again")
-    return read_tensors(path)
+    tensors = read_tensors(path)
+    check_tensors(tensors, path, "make it or download it again")
+    return tensors
+
+
+def check_tensors(tensors: "dict[str, torch.Tensor]", where: str | Path, advice: str) -> None:
+    """Raise UserError where a number is NaN or infinite. A policy of such weights can still act, and be called a success."""
+    import torch
+
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and tensor.numel() and not all(torch.isfinite(end) for end in torch.aminmax(tensor.detach())):
+            wrong = int((~torch.isfinite(tensor)).sum())
+            raise UserError(f"{where}: {wrong} of {tensor.numel()} numbers in {name} are not finite; {advice}")
 
 
 def load_into(module: "torch.nn.Module", tensors: "dict[str, torch.Tensor]", where: str | Path, of: "dict[str, torch.Tensor] | None" = None) -> None:
@@ -176,6 +191,7 @@ class Checkpoint:
         with staged(self._of(step)) as partial:
             write_tensors(partial / TENSORS, tensors)
             write_json(partial / "state.json", state)
+            write_provenance(partial, {})
         steps = self._steps()
         kept = [other for other in steps if other <= step][-2:]
         for old in set(steps) - set(kept):
@@ -185,7 +201,8 @@ class Checkpoint:
         """(step, tensors, state) of the newest state that can be read, None where there is none."""
         for step in reversed(self._steps()):
             try:
-                return step, read_tensors(self._of(step) / TENSORS), read_json(self._of(step) / "state.json")
+                verify(self._of(step))
+                return step, load_tensors(self._of(step)), read_json(self._of(step) / "state.json")
             except (UserError, FileNotFoundError) as error:
                 warnings.warn(f"checkpoint skipped, falling back to the one before: {error}", stacklevel=2)
         return None

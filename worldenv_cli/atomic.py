@@ -21,11 +21,14 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def staged(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside `folder` that takes its place once the block ends without an exception."""
+def staged(folder: Path, keep: Path | None = None) -> Iterator[Path]:
+    """A temporary folder beside `folder` that takes its place once the block ends without an exception.
+
+    What was there before is deleted after that, or moved to `keep`.
+    """
     folder = Path(os.path.realpath(folder))
     recover(folder)
-    partial, aside = folder.with_name(f".{folder.name}.partial-{os.getpid()}"), _aside(folder)
+    partial, aside = folder.with_name(f".{folder.name}.partial-{os.getpid()}"), keep or _aside(folder)
     try:
         with disk_full_told(folder):
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -35,10 +38,13 @@ def staged(folder: Path) -> Iterator[Path]:
             for path in [*partial.rglob("*"), partial]:
                 _flush(path)
             if folder.exists():
-                folder.rename(aside)
+                aside.parent.mkdir(parents=True, exist_ok=True)
+                shutil.move(folder, aside) if keep else folder.rename(aside)
             partial.rename(folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
+        if not folder.exists() and aside.exists():
+            shutil.move(aside, folder)
         recover(folder)
         raise
     _flush(folder.parent)

@@ -4,7 +4,6 @@ import time
 
 import numpy as np
 
-from .atomic import write_json
 from .envs.starts import starts
 from .pipeline import Run
 from .progress import say
@@ -24,9 +23,9 @@ def bench(run: Run) -> None:
     from .world_env import WorldEnv
 
     recipe = run.recipe
-    policy = run.model("sft", "policy", "run `worldenv sft` first")
-    simulator = run.model("simulator", "simulator", "run `worldenv simulate` first")
-    reflector = run.model("reflector", "reflector", "run `worldenv calibrate` first")
+    for name, command in (("sft", "sft"), ("simulator", "simulate"), ("reflector", "calibrate")):
+        run.require(name, command, "bench.json")
+    policy, simulator, reflector = run.model("sft", "policy"), run.model("simulator", "simulator"), run.model("reflector", "reflector")
     env = run.env(until_horizon=True, every_frame=True)
     chosen = starts("development", recipe.env.tasks, max(2 * env.num_envs // len(recipe.env.tasks), 1))
     play(env, chosen, policy, description="warm-up")  # instances of tasks are made when first needed
@@ -57,7 +56,7 @@ def bench(run: Run) -> None:
         "simulator_gflops": reached / 1e9,
         "share_of_peak": reached / peak,
     }
-    write_json(run.path("bench.json"), result)
+    run.write_result("bench.json", result)
     say(
         f"medians of {REPEATS}: real {real:.0f} control steps/s with rendering ({len(env.workers)} workers), {_span(reals)}; "
         f"imagined {imagined:.0f} in {world.num_envs} rows, {_span(imagineds)}: {imagined / real:.1f}x"

@@ -8,7 +8,6 @@ import time
 
 import numpy as np
 
-from .atomic import write_json
 from .bench import matrix_peak
 from .pipeline import Run
 from .progress import say
@@ -60,7 +59,7 @@ def bench_update(run: Run) -> None:
         "dtype": str(dtype).removeprefix("torch."),
         "device": torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads",
     }
-    write_json(run.path("bench-update.json"), result)
+    run.write_result("bench-update.json", result)
     say(
         f"an update of {EPISODES} episodes x {CHUNKS} chunks, {result['parameters']:,} parameters ({result['learning']:,} learn): "
         f"{figures['seconds']:.1f} s, of which imagining {imagining:.1f}; peak {result['peak_memory_gib']:.2f} GiB"

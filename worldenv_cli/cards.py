@@ -7,6 +7,8 @@ import numpy as np
 from .data.dataset import Episode
 from .evaluation.statistics import wilson
 
+ORIGIN = "Settings, seeds, versions and the hashes of what it was made from: `provenance.json`."
+
 
 def dataset(episodes: Sequence[Episode], description: dict) -> str:
     tasks = dict.fromkeys(episode.info["task"] for episode in episodes)
@@ -22,6 +24,8 @@ def dataset(episodes: Sequence[Episode], description: dict) -> str:
             "| task | instruction | episodes | successes | mean control steps |",
             "|---|---|---|---|---|",
             *rows,
+            "",
+            *_reading(),
         ]
     )
 
@@ -50,8 +54,22 @@ def ingested(description: dict, episodes: Sequence[tuple[str, int]]) -> str:
             "| instruction | episodes | mean control steps |",
             "|---|---|---|",
             *(f"| {task} | {len(found)} | {np.mean(found):.1f} |" for task, found in lengths.items()),
+            "",
+            *_reading(),
         ]
     )
+
+
+def _reading() -> list[str]:
+    """How to read the episodes of a dataset."""
+    lines = [
+        "from worldenv_cli.data.dataset import read_dataset",
+        "from worldenv_cli.hub import resolve",
+        "",
+        'episodes = read_dataset(resolve("owner/name", "dataset"))  # or a folder; LeRobotDataset("owner/name") opens it too',
+        "print(len(episodes), episodes[0].instruction, episodes[0].actions.shape)",
+    ]
+    return ["```python", *lines, "```"]
 
 
 def policy(what: str, episodes: Sequence[Episode], model) -> str:
@@ -70,7 +88,7 @@ def policy(what: str, episodes: Sequence[Episode], model) -> str:
             f"{parameters:,} parameters; image + instruction + proprioception -> a chunk of {base.chunk} actions with {model.base().density_is}.",
             f"Trained on {len(episodes)} episodes: {', '.join(sorted({episode.instruction for episode in episodes}))}.",
             "",
-            *_loading("policies.policy", "Policy"),
+            *_acting(next((episode.instruction for episode in episodes), "...")),
         ]
     )
 
@@ -84,7 +102,7 @@ def chosen_policy(what: str, model, choice: dict[str, str], counts: dict[str, di
             "",
             "Several policies as one; real episodes chose for each task: "
             + ", ".join(f"{name} ({size:,} parameters)" for name, size in members.items())
-            + f". Wording that is not below gets {model.default}.",
+            + f". Another wording is played as the nearest instruction below; one that is near none {_unknown(model.default)}.",
             "",
             f"| task | instruction | policy |{''.join(f' {name}: successes on validation starts, 95 % |' for name in counts)}",
             f"|---|---|---|{'---|' * len(counts)}",
@@ -93,9 +111,28 @@ def chosen_policy(what: str, model, choice: dict[str, str], counts: dict[str, di
                 for task, instruction in zip(choice, model.choice)
             ),
             "",
-            *_loading("policies.policy", "Policy"),
+            *_acting(next(iter(model.choice))),
         ]
     )
+
+
+def _unknown(default: str | None) -> str:
+    return "is refused" if default is None else f"by {default}"
+
+
+def _acting(instruction: str) -> list[str]:
+    """How to load a policy and ask it for actions."""
+    lines = [
+        "import numpy as np",
+        "from worldenv_cli.policies.observation import Observation",
+        "from worldenv_cli.policies.policy import Policy",
+        "",
+        'policy = Policy.from_pretrained("owner/name")  # or a folder',
+        "size, state = policy.config.resolution, np.zeros((1, policy.config.state_size), np.float32)  # proprioception, in its units",
+        "images = {camera: np.zeros((1, size, size, 3), np.uint8) for camera in policy.config.cameras}  # RGB",
+        f"chunk = policy.act(Observation(images, state, [{instruction!r}]), explore=False).chunk  # (1, steps, action numbers) in [-1, 1]",
+    ]
+    return ["```python", *lines, "```", "", ORIGIN]
 
 
 def simulator(model, measured: dict) -> str:
@@ -134,7 +171,7 @@ def reflector(model, measured: dict) -> str:
             "# Instant reflector",
             "",
             f"{sum(p.numel() for p in model.parameters()):,} parameters; instruction + frames so far -> P(success by frame). "
-            f"Stops at {measured['threshold']:.3f}.",
+            + (f"Stops at {measured['threshold']:.3f}." if "shortage" not in measured else f"{measured['shortage']['message']}."),
             "",
             "| held-out frames | AUC (95 %) | failed episodes stopped | successes missed | calibration error |",
             "|---|---|---|---|---|",
@@ -164,7 +201,7 @@ def gate(number: int, table: Sequence[dict]) -> str:
 def _loading(module: str, name: str) -> list[str]:
     """How to load what the card is of; and where it says what it was made from."""
     lines = [f"from worldenv_cli.{module} import {name}", f'loaded = {name}.from_pretrained("owner/name")  # or a folder']
-    return ["```python", *lines, "```", "", "Settings, seeds, versions and the hashes of what it was made from: `provenance.json`."]
+    return ["```python", *lines, "```", "", ORIGIN]
 
 
 def run(report: dict) -> str:
@@ -197,9 +234,15 @@ def run(report: dict) -> str:
             *differences,
             "",
             "```python",
+            "import numpy as np",
             "from worldenv_cli.models import load_model",
+            "from worldenv_cli.policies.observation import Observation",
+            "",
             'policy = load_model("owner/name/post-trained", "policy")',
             'simulator, reflector = load_model("owner/name/simulator", "simulator"), load_model("owner/name/reflector", "reflector")',
+            "size, state = policy.config.resolution, np.zeros((1, policy.config.state_size), np.float32)",
+            "images = {camera: np.zeros((1, size, size, 3), np.uint8) for camera in policy.config.cameras}",
+            "chunk = policy.act(Observation(images, state, [next(iter(policy.choice))]), explore=False).chunk  # (1, steps, action numbers)",
             "```",
             "",
             "Limits: simulated tasks and one policy architecture; the models are trusted only on the tasks that their gate opened.",

@@ -10,8 +10,10 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from .artifacts import load_config, load_into, load_tensors, under, write_artifact
+from .confine import inside
+from .destination import kind_of
 from .errors import UserError
-from .hub import resolve
+from .hub import REFERENCE, downloaded, resolve
 from .policies.chosen import ChosenPolicy
 from .policies.compact import CompactPolicy, CompactPolicyConfig
 from .policies.load import load_vla
@@ -21,6 +23,8 @@ from .policies.vla import VLAConfig, pinned
 from .reflector.compact import Reflector, ReflectorConfig
 from .simulator.simulator import Simulator, SimulatorConfig
 
+OWN_CHECKPOINT = ".."  # policy.model of an artifact that lies in the folder `worldenv` of its own checkpoint
+INNER = "worldenv"  # that folder: config.json beside the checkpoint's own would be in its way
 OTHERS = {"simulator": (SimulatorConfig, Simulator), "reflector": (ReflectorConfig, Reflector)}
 
 
@@ -28,23 +32,6 @@ def save_model(folder: Path, kind: str, model: nn.Module, provenance: dict, card
     """Write a model's files into `folder` (see artifacts.staged for doing so in one piece)."""
     config, tensors = _policy_parts(model) if kind == "policy" else ({kind: model.config.model_dump(mode="json")}, model.state_dict())
     write_artifact(folder, kind, config, {name: tensor.contiguous() for name, tensor in tensors.items()}, provenance, card)
-
-
-OWN_CHECKPOINT = "checkpoint"  # folder in an artifact that brings the VLA's whole checkpoint with it
-
-
-def save_merged(folder: Path, policy: AdaptedPolicy, provenance: dict, card: str) -> None:
-    """The policy with its adapter in its weights, for a reader who has nothing else: of a VLA the whole checkpoint comes along, in its own layout."""
-    plain = policy.plain()
-    if isinstance(plain.config, VLAConfig):
-        from .policies.export import write_checkpoint
-
-        write_checkpoint(plain, folder / OWN_CHECKPOINT)
-        plain.merged_adapters, plain.config = [], plain.config.model_copy(update={"model": OWN_CHECKPOINT})
-        config = {"policy": plain.config.model_dump(mode="json"), "merged": []}
-        write_artifact(folder, "policy", config, {name: t.contiguous() for name, t in learned_tensors(plain).items()}, provenance, card)
-        return
-    save_model(folder, "policy", plain, provenance, card)
 
 
 def _policy_parts(policy: Policy) -> tuple[dict, dict[str, Tensor]]:
@@ -66,6 +53,16 @@ def _policy_parts(policy: Policy) -> tuple[dict, dict[str, Tensor]]:
     return config, tensors
 
 
+def adapter_settings(config: dict, name: str = "", beginning: str = "") -> list[tuple[str, str, LoraSettings]]:
+    """[(name, how the names of its tensors begin, settings)] of every adapter in a policy's config, in the order in which they are put on."""
+    if isinstance(config.get("members"), dict):
+        parts = config["members"].items()
+        return [one for member, part in parts if isinstance(part, dict) for one in adapter_settings(part, f"{member}/", f"members.{member}.")]
+    merged, last = list(config.get("merged", ())), config.get("lora")
+    found = [(f"{name}{number}", f"{beginning}merged.{number}.", LoraSettings.model_validate(one)) for number, one in enumerate(merged)]
+    return found + ([(f"{name}{len(merged)}", f"{beginning}model.", LoraSettings.model_validate(last))] if last else [])
+
+
 def new_policy(config: CompactPolicyConfig | VLAConfig, device: torch.device | str = "cpu", weights: bool = True) -> Policy:
     """A new policy: a compact one untrained, a VLA as its checkpoint has it, or without `weights` of shapes only."""
     return load_vla(config, device, weights) if isinstance(config, VLAConfig) else CompactPolicy(config).to(device)
@@ -78,8 +75,12 @@ def load_model(reference: str | Path, kind: str, made_by: str = "make it first",
 
     Raises UserError for a missing folder, another kind or version, a truncated file, unknown settings, missing or unexpected tensors.
     """
-    folder = resolve(reference) if isinstance(reference, str) else reference
+    folder = _artifact_in(resolve(reference) if isinstance(reference, str) else Path(reference))
     found = load_config(folder, kind, made_by)
+    if downloaded(folder) is not None:
+        check_names(found, folder / "config.json")
+    if kind == "policy" and _is_split(found):
+        return _members(found, folder, device)
     tensors = load_tensors(folder)
     try:
         if kind == "policy":
@@ -94,15 +95,56 @@ def load_model(reference: str | Path, kind: str, made_by: str = "make it first",
     return model.to(device).eval()
 
 
+def check_names(found, path: Path) -> None:
+    """What a downloaded artifact is made on must come along or from the Hub, where only data is read of it, never code: no folder of this machine."""
+    for key, value in found.items() if isinstance(found, dict) else enumerate(found) if isinstance(found, list) else ():
+        if key in ("model", "pretrained") and isinstance(value, str) and value != OWN_CHECKPOINT and not REFERENCE.fullmatch(value):
+            raise UserError(f"{path}: {key} is {value!r:.200}, expected owner/name[@revision] on the Hub; push the policy with --merged")
+        check_names(value, path)
+
+
+def _check_choice(found: dict, folder: Path) -> None:
+    """Every instruction must be somebody's: rows of one that names no member would be dropped without a word."""
+    members, choice = found["members"], found.get("choice")
+    if not isinstance(members, dict) or not members or not isinstance(choice, dict):
+        raise UserError(f"{folder / 'config.json'}: members or choice is missing, expected policies by name and {{instruction: name}}; make it again")
+    default = found.get("default")  # None: another wording is refused
+    unknown = sorted({repr(name) for name in [*choice.values(), *([] if default is None else [default])] if name not in list(members)})
+    if unknown:
+        names = ", ".join(members)
+        raise UserError(f"{folder / 'config.json'}: choice or default names {', '.join(unknown)}, expected one of {names}; make the policy again")
+
+
+def _artifact_in(folder: Path) -> Path:
+    """The artifact of a folder: itself, or where it is a checkpoint in another project's layout the one inside of it."""
+    inner = folder / INNER
+    return inner if kind_of(folder) is None and kind_of(inner) is not None else folder
+
+
+def _is_split(found: dict) -> bool:
+    """Whether each member has a folder of its own."""
+    members = found.get("members")
+    return isinstance(members, dict) and all(isinstance(one, str) for one in members.values())
+
+
+def _members(found: dict, folder: Path, device) -> ChosenPolicy:
+    _check_choice(found, folder)
+    members = {name: load_model(inside(folder, where, folder / "config.json"), "policy", device=device) for name, where in found["members"].items()}
+    return ChosenPolicy(members, found["choice"], found["default"])
+
+
 def _policy(found: dict, tensors: dict[str, Tensor], folder: Path, device) -> Policy:
     """The inverse of `_policy_parts`."""
     if "members" in found:
+        _check_choice(found, folder)
         members = {name: _policy(one, under(f"members.{name}.", tensors), folder, device) for name, one in found["members"].items()}
         return ChosenPolicy(members, found["choice"], found["default"])
     wanted = found.get("policy")
     vla = isinstance(wanted, dict) and "model" in wanted
     if vla and wanted["model"] == OWN_CHECKPOINT:
-        wanted = wanted | {"model": str(folder / OWN_CHECKPOINT)}
+        if folder.name != INNER:
+            raise UserError(f"{folder / 'config.json'}: policy.model is {OWN_CHECKPOINT!r}, expected that in a folder {INNER} alone; do not trust it")
+        wanted = wanted | {"model": str(folder.absolute().parent)}
     policy = new_policy((VLAConfig if vla else CompactPolicyConfig).model_validate(wanted), device)
     for number, settings in enumerate(found.get("merged", ())):
         policy = AdaptedPolicy(policy, LoraSettings.model_validate(settings))

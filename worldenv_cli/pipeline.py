@@ -1,6 +1,5 @@
 """The run: artifacts made one from another, each skipped when nothing that it depends on has changed and continued when it was cut off."""
 
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -9,35 +8,42 @@ from functools import cached_property
 from pathlib import Path
 
 from . import distributed
-from .artifacts import Checkpoint, content_hash, fingerprint, is_current, make_provenance, mark
-from .atomic import read_json, staged, write_json
+from .ancestry import Ancestry, Conflict, Declaration
+from .artifacts import Checkpoint, fingerprint, is_current, make_provenance
+from .atomic import staged
 from .data.dataset import Episode, read_dataset
 from .destination import check_destination
 from .errors import UserError
-from .memory import keep_freed_memory, peak_memory_gb
+from .locks import locked
+from .memory import keep_freed_memory
 from .progress import Metrics, say
-from .recipe import Recipe, resolved_yaml
+from .recipe import Recipe
+from .run_folder import HOW_COMPUTED, RunFolder
 
 TOGETHER = ("ingest", "sft", "explore", "simulate", "calibrate", "post-train")  # stages in which all processes take part
+COMMANDS = {"eval-real": "eval --real", "compare": "simulate --compare", "bench-update": "bench --update"}  # of stages that are named otherwise
 
 
 class Run:
-    """A recipe and the folder in which its artifacts lie. Stages call `artifact`; what they load is kept for the stages that follow."""
+    """A recipe and the folder in which its artifacts lie. Stages call `artifact`; what they load is kept for the stages that follow.
+
+    Nothing is written before the first artifact is made. Raises UserError where the folder holds something else than a run.
+    """
 
     def __init__(self, recipe: Recipe, folder: Path, *, dry_run: bool = False, force: bool = False):
         self.recipe, self.folder, self.dry_run, self.force = recipe, Path(folder), dry_run, force
+        if distributed.first():
+            check_destination(self.folder, "run", [Path(recipe.ingest.source)] if recipe.ingest.source else [])
+        self._declarations = _Declarations(recipe, self.folder)
+        self._ancestry = Ancestry(self.folder, self._declarations.of)
+        self._kept = RunFolder(self.folder, recipe)
+        self._outdated: list[str] = []  # what another recipe made, to be set aside once the first artifact of this one is whole
         self._episodes: dict[str, list[Episode]] = {}
-        self._hashes: dict[str, str] = {}
+        self._metrics: list[Metrics] = []
         self._env = None
         self._planned: set[str] = set()  # in a dry run: what would be made, so that what depends on it would be made too
         self._alone = distributed.count() == 1  # what only one process does
         distributed.begin()
-        if distributed.first():
-            check_destination(self.folder, "run")
-        if not dry_run and distributed.first():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            mark(self.folder, "run")
-            (self.folder / "recipe.yaml").write_text(resolved_yaml(recipe))
 
     @cached_property
     def device(self):
@@ -59,12 +65,6 @@ class Run:
         if name not in self._episodes:
             self._episodes[name] = read_dataset(self.path(name))
         return self._episodes[name]
-
-    def _hash(self, name: str) -> str:
-        """The content hash of one of the run's artifacts, read once."""
-        if name not in self._hashes:
-            self._hashes[name] = content_hash(self.path(name))
-        return self._hashes[name]
 
     def path(self, name: str) -> Path:
         return self.folder / name
@@ -88,49 +88,131 @@ class Run:
             self._env.close()
             self._env = None
 
-    def settings(self, *sections: str) -> dict:
-        """The recipe's sections that an artifact depends on, and the seed. What only says how it is computed is left out."""
+    def settings(self, *paths: str) -> dict:
+        """{path: value} of what an artifact depends on in the recipe, sections ("env") or parts of them ("post_train.gate"), and the seed.
+
+        What only says how it is computed is left out.
+        """
         resolved = self.recipe.model_dump(mode="json")
-        how = ("workers", "rows", "renderer", "python", "assets", "kind")  # the kind shows in what else there is
-        resolved["env"] = {key: value for key, value in resolved["env"].items() if key not in how}
-        return {section: resolved[section] for section in sections} | {"seed": self.recipe.seed}
+        resolved["env"] = {key: value for key, value in resolved["env"].items() if key not in HOW_COMPUTED}
+        found = {}
+        for path in paths:
+            found[path] = resolved
+            for key in path.split("."):
+                found[path] = found[path][key]
+        return found | {"seed": self.recipe.seed}
 
     def artifact(self, name: str, settings: dict, inputs: dict[str, str], make: Callable[[Path, dict], None], *, together: bool = False) -> None:
         """Make `name` by `make(folder, provenance)` unless it is current. Of several processes all make what they train `together`, and what the
         first one writes is kept; else it works alone.
 
-        `inputs` maps the name of each artifact that it is made from to the command that makes that one. Raises UserError for a missing
-        input, and for one that was made with other settings than this recipe's.
+        `inputs` maps the name of each artifact that it is made from to the command that makes that one. Raises UserError for an input that is
+        missing or damaged, and for one that was made, or whose own inputs were made, with other settings than this recipe's.
         """
         if self.dry_run:
             self._plan(name, settings, inputs)
             return
-        hashes = {}
-        for needed, command in inputs.items():
-            if not self.path(needed).is_dir():
-                raise UserError(f"{self.path(needed)} does not exist: {name} is made from it; run `worldenv {command}` with this recipe first")
-            self._check_recipe(needed, command)
-            hashes[needed] = self._hash(needed)
-        current = is_current(self.path(name), fingerprint(settings, hashes)) and not self.force
+        hashes = {needed: self.require(needed, command, name) for needed, command in inputs.items()}
+        current = not self.force and is_current(self.path(name), fingerprint(settings, hashes), self._command(name))
         if current if self._alone else distributed.agreed(current):
             say(f"{name}: up to date")
             return
-        provenance = make_provenance(settings, hashes, self.recipe.seed)
+        provenance = make_provenance(settings, hashes, self.recipe.seed) | {"artifact": name}
         if distributed.first():
-            self._open_workshop(name, provenance["fingerprint"])
+            self._kept.begin(name, provenance)
         say(f"{name}: making it")
-        began = time.monotonic()
         self._wait()
+        try:
+            self._make(name, make, provenance, together)
+        finally:
+            while self._metrics:
+                self._metrics.pop().close()
+        self._wait()
+        self._episodes.pop(name, None)
+
+    def _make(self, name: str, make: Callable[[Path, dict], None], provenance: dict, together: bool) -> None:
+        began = time.monotonic()
         if distributed.first():
-            with staged(self.path(name)) as folder:
+            with staged(self.path(name), keep=self._kept.replaced(name)) as folder:
                 make(folder, provenance)
-            self._close_workshop(name, time.monotonic() - began)
+                if self._outdated:
+                    self._set_aside([other for other in self._outdated if other != name])
+                    self._outdated = []
+            self._kept.finish(name, time.monotonic() - began)
+            self._ancestry.changed(name)
+            if others := self._made_from_another(name):
+                self._set_aside(others)
         elif together:
             with tempfile.TemporaryDirectory() as folder:
                 make(Path(folder), provenance)
-        self._wait()
-        self._episodes.pop(name, None)
-        self._hashes.pop(name, None)
+
+    def require(self, name: str, command: str, for_what: str) -> str:
+        """The content hash of an artifact that is used, once it and all that it was made from are what this recipe makes."""
+        conflict = self._ancestry.conflict(name)
+        if conflict is None:
+            return self._ancestry.hash(name)
+        told = f"{self.path(conflict.name)} {conflict.message}"
+        command = self._command(conflict.name) or command
+        if not self.path(conflict.name).is_dir():
+            raise UserError(f"{told}: {for_what} is made from it; run `worldenv {command}` with this recipe first")
+        raise UserError(f"{told}; run `worldenv {command}` with this recipe first, or choose another folder with --out")
+
+    def conflict(self, name: str) -> Conflict | None:
+        """Why an artifact is not what this recipe makes; None where it is. Raises UserError for a damaged one."""
+        found = self._ancestry.conflict(name)
+        if found is None:
+            self._ancestry.hash(name)
+        return found
+
+    def check(self, stages: list[str]) -> None:
+        """Before anything is made or written: everything that these stages need and do not make is there, and the folder is of no other recipe.
+
+        Raises UserError. With --force results of another recipe do not matter, and are set aside once there is the first one of this recipe.
+        """
+        if not self.force:
+            self._kept.check_name()
+        made = [name for stage in stages for name in self._declarations.of_stage(stage)]
+        for name in made:
+            declaration = self._declarations.of(name)
+            for needed in declaration.inputs if declaration else ():
+                if needed not in made:
+                    self.require(needed, self._command(needed), name)
+        for name in made:
+            if not self.force and self.path(name).exists() and not self._kept.is_artifact(name):
+                raise UserError(f"{self.path(name)} is in the way of {name}, and no `worldenv` command wrote it whole: move it away")
+        conflicts = {name: found for name in self._ancestry.present() if (found := self._conflict(name)) and found.recipe}
+        if conflicts and not self.force:
+            conflict = next(iter(conflicts.values()))
+            raise UserError(
+                f"{self.path(conflict.name)} {conflict.message}; choose another folder with --out, or --force to make it again here, "
+                f"which sets aside what no longer belongs to it, in {self.folder / RunFolder.REPLACED}"
+            )
+        self._outdated = list(conflicts)
+
+    def _conflict(self, name: str) -> Conflict | None:
+        try:
+            return self._ancestry.conflict(name)
+        except UserError:  # a damaged file, or a stage that this recipe cannot run: told where the artifact is used
+            return None
+
+    def _command(self, name: str) -> str:
+        """The command that makes an artifact; empty where none does."""
+        try:
+            declaration = self._declarations.of(name)
+        except UserError:
+            return ""
+        return declaration.command if declaration else ""
+
+    def _made_from_another(self, name: str) -> list[str]:
+        """What was made from an artifact that has just been replaced, and what from that."""
+        found = {other: self._conflict(other) for other in self._ancestry.present() if other != name}
+        return [other for other, conflict in found.items() if conflict is not None and self.path(conflict.name).is_dir()]
+
+    def _set_aside(self, names: list[str]) -> None:
+        self._kept.set_aside(names)
+        for name in names:
+            self._ancestry.changed(name)
+            self._episodes.pop(name, None)
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -143,81 +225,98 @@ class Run:
         if not self._alone:
             distributed.wait()
 
-    def _close_workshop(self, name: str, seconds: float) -> None:
-        self._note(name, seconds)
-        shutil.rmtree(self._workshop(name), ignore_errors=True)
-        for parent in self._workshop(name).relative_to(self.folder).parents[:-1]:
-            if (self.folder / parent).is_dir() and not any((self.folder / parent).iterdir()):
-                (self.folder / parent).rmdir()
-
-    def _check_recipe(self, needed: str, command: str) -> None:
-        """An input made with another recipe would be mixed with what this one makes."""
-        made_with = read_json(self.path(needed) / "provenance.json")["settings"]
-        sections = [section for section in made_with if section in Recipe.model_fields]
-        here = self.settings(*sections)
-        found, wanted = ({name: value for section in sections for name, value in _flat(section, s[section])} for s in (made_with, here))
-        for name in found.keys() | wanted.keys():
-            if found.get(name) != wanted.get(name):
-                raise UserError(
-                    f"{self.path(needed)} was made with another recipe: {name} was {found.get(name)!r}, here it is {wanted.get(name)!r}; "
-                    f"run `worldenv {command}` with this recipe first, or choose another folder with --out"
-                )
-
-    def _note(self, name: str, seconds: float) -> None:
-        """Keep what an artifact took, where the report finds it; after a cut-off, what the run took that finished it."""
-        path = self.path("timing.json")
-        noted = read_json(path) if path.is_file() else {}
-        noted[name] = {"seconds": round(seconds, 1), "peak_memory_gb": round(peak_memory_gb(), 2)}
-        write_json(path, noted)
-
     def _plan(self, name: str, settings: dict, inputs: dict[str, str]) -> None:
         stale = self.force or not self._planned.isdisjoint(inputs) or not all(self.path(needed).is_dir() for needed in inputs)
-        stale = stale or not is_current(self.path(name), fingerprint(settings, {needed: self._hash(needed) for needed in inputs}))
+        stale = stale or not is_current(self.path(name), fingerprint(settings, {needed: self._ancestry.hash(needed) for needed in inputs}))
         if stale:
             self._planned.add(name)
         say(f"{name}: {'would be made' if stale else 'up to date'}")
 
-    def _workshop(self, name: str) -> Path:
-        return self.folder / ".unfinished" / name
-
-    def _open_workshop(self, name: str, wanted: str) -> None:
-        """Where an unfinished artifact keeps its checkpoints; those of other settings or inputs are thrown away."""
-        folder = self._workshop(name)
-        mark = folder / "fingerprint"
-        if folder.is_dir() and (not mark.is_file() or mark.read_text() != wanted):
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        mark.write_text(wanted)
-
     def kept(self, name: str) -> Path:
         """Where the finished episodes of an artifact that is being made are kept."""
-        return self._workshop(name) / "episodes"
+        return self._kept.workshop(name) / "episodes"
 
     def checkpoint(self, name: str, part: str = "model") -> Checkpoint:
         """Checkpoints of one training loop of the artifact that is being made."""
-        checkpoint = Checkpoint(self._workshop(name) / part)
+        checkpoint = Checkpoint(self._kept.workshop(name) / part)
         found = checkpoint.latest()
         if found:
             say(f"{name}: continuing {part} at step {found[0]}")
         return checkpoint
 
     def metrics(self, name: str, part: str = "model") -> Metrics | None:
-        """Where the figures of a training loop go; the first process alone writes them."""
+        """Where the figures of a training loop go, until the artifact is made; the first process alone writes them."""
         if not distributed.first():
             return None
-        found = Checkpoint(self._workshop(name) / part).latest()
-        return Metrics(self.folder / "metrics" / name / part, resume_step=found[0] - 1 if found else None)
+        found = Checkpoint(self._kept.workshop(name) / part).latest()
+        self._metrics.append(Metrics(self.folder / "metrics" / name / part, resume_step=found[0] - 1 if found else None))
+        return self._metrics[-1]
+
+    @property
+    def times(self) -> dict[str, dict]:
+        """{artifact: {"seconds", "peak_memory_gb"}}: what each took to make."""
+        return self._kept.times()
+
+    def keep_own_readme(self) -> None:
+        """Set aside a README.md that no report wrote, before one does."""
+        self._kept.keep_own_readme()
+
+    def write_result(self, name: str, value: dict) -> None:
+        """A JSON file in the run's folder that is no artifact, such as bench.json."""
+        self._kept.write(name, value)
 
 
-def run_stages(recipe: Recipe, out: Path, stages: list[str] | None = None, *, dry_run: bool = False, force: bool = False) -> None:
-    """Run some stages by name, or all of them in order."""
+class _Declarations:
+    """What a recipe makes, from the stages themselves: they are called, as in a dry run, until the artifact that is asked for comes up."""
+
+    def __init__(self, recipe: Recipe, folder: Path):
+        self.recipe, self.folder = recipe, folder
+        self._by_stage: dict[str, dict[str, Declaration]] = {}
+        self._errors: list[UserError] = []
+
+    def of(self, name: str) -> Declaration | None:
+        """None where no stage makes it. Raises the UserError of a stage that could not say what it makes, where no other one makes it."""
+        for stage in stage_functions():
+            if name in self.of_stage(stage):
+                return self.of_stage(stage)[name]
+        if self._errors:
+            raise self._errors[0]
+        return None
+
+    def of_stage(self, stage: str) -> dict[str, Declaration]:
+        """{artifact: declaration}; none for a stage that this recipe cannot run, which says so itself when it is run."""
+        if stage not in self._by_stage:
+            listener = _Listener(self.recipe, self.folder, COMMANDS.get(stage, stage))
+            try:
+                if stage not in ("bench", "bench-update"):
+                    stage_functions()[stage](listener)
+            except UserError as error:
+                listener.declared.clear()
+                self._errors.append(error)
+            self._by_stage[stage] = listener.declared
+        return self._by_stage[stage]
+
+
+class _Listener(Run):
+    """Stages tell it what they would make."""
+
+    def __init__(self, recipe: Recipe, folder: Path, command: str):
+        self.recipe, self.folder, self.dry_run, self.force, self.command = recipe, folder, True, False, command
+        self.declared: dict[str, Declaration] = {}
+
+    def artifact(self, name: str, settings: dict, inputs: dict[str, str], make: Callable[[Path, dict], None], *, together: bool = False) -> None:
+        self.declared[name] = Declaration(settings, tuple(inputs), self.command)
+
+
+def stage_functions() -> dict[str, Callable[[Run], None]]:
+    """{stage: its function}, in order."""
     from . import stages as available
     from .bench import bench
     from .bench_update import bench_update
     from .evaluation.stages import evaluate_imagined, evaluate_real
     from .post_train.stages import post_train
 
-    functions = {
+    return {
         "ingest": available.ingest,
         "sft": available.sft,
         "explore": available.explore,
@@ -230,14 +329,42 @@ def run_stages(recipe: Recipe, out: Path, stages: list[str] | None = None, *, dr
         "bench-update": bench_update,
         "compare": available.compare,
     }
+
+
+def run_stages(recipe: Recipe, out: Path, stages: list[str] | None = None, *, dry_run: bool = False, force: bool = False) -> None:
+    """Run some stages by name, or all of them in order."""
+    from .post_train.stages import check_cameras
+    from .stages import check_policy, estimate
+
     keep_freed_memory()
+    stages = stages or [stage for stage in stage_functions() if stage not in ("bench", "bench-update", "compare")]
+    if "post-train" in stages:
+        check_cameras(recipe)
+    check_policy(recipe, stages)
     run = Run(recipe, out, dry_run=dry_run, force=force)
     if recipe.device == "cuda":
         run.device  # noqa: B018 - one that is not there is told before anything is made
     if dry_run:
-        available.estimate(run)
+        estimate(run)
+        try:
+            run.check(stages)
+        except UserError as error:
+            say(f"as things are, this would be refused: {error}")
+        _run(run, stages)
+        return
+    if not distributed.first():
+        _run(run, stages)
+        return
+    run.check(stages)  # before the lock, because a refused command changes nothing
+    with locked(run.folder, "run"):
+        run.check(stages)  # and after it: another process may have been at work
+        _run(run, stages)
+
+
+def _run(run: Run, stages: list[str]) -> None:
+    functions = stage_functions()
     try:
-        for name in stages or [stage for stage in functions if stage not in ("bench", "bench-update", "compare")]:
+        for name in stages:
             if distributed.count() == 1 or name in TOGETHER:
                 functions[name](run)
             elif distributed.first():
@@ -246,8 +373,3 @@ def run_stages(recipe: Recipe, out: Path, stages: list[str] | None = None, *, dr
             distributed.wait()
     finally:
         run.close()
-
-
-def _flat(section: str, values) -> list[tuple[str, object]]:
-    """[("env.resolution", 64), ...]; the seed is no section and stays as it is."""
-    return [(f"{section}.{key}", value) for key, value in values.items()] if isinstance(values, dict) else [(section, values)]

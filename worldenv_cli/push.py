@@ -5,86 +5,91 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import __version__
+from . import __version__, hub_card
+from .adapters import add_adapters
 from .atomic import read_json
+from .data.actions import ActionScale
+from .destination import kind_of
 from .errors import UserError
 from .hub import REPOSITORY, told
-from .models import load_model, save_merged
-from .policies.lora import AdaptedPolicy
+from .merged import Merged, write_merged
+from .models import load_model
+from .outgoing import Outgoing, collect, hide_local_paths
+from .progress import say
+from .provenance import CARD
 
 LEROBOT_TAG = "v3.0"  # lerobot looks for the tag that is the version of the format
-KEPT_HERE = [".*", "**/.*", "metrics/**", "**/*.partial*"]
 
 
 def push(
-    folder: Path, repository: str, *, public: bool = False, merged: bool = False, base_model: str | None = None, datasets: Sequence[str] = ()
+    folder: Path,
+    repository: str,
+    *,
+    public: bool = False,
+    merged: bool = False,
+    base_model: str | None = None,
+    datasets: Sequence[str] = (),
+    license: str | None = None,
 ) -> str:
     """Upload an artifact or a whole run and return its address; files that are there already are not sent again.
 
-    With `merged` a policy's adapter goes up as part of its weights. `base_model` and `datasets`, repositories owner/name, are written into the
-    card that lies in the folder too: artifacts do not count their cards. Raises UserError for a folder that is neither artifact nor run, a wrong
-    name, a policy without an adapter to merge, and whatever the Hub refuses.
+    With `merged` a policy's adapters go up as part of its weights. `base_model` and `datasets`, repositories owner/name, and `license` go into the
+    card; without them the card says what the artifact knows. Nothing in `folder` changes. Raises UserError for a folder that is neither artifact
+    nor run, a wrong name, a policy without an adapter to merge, links out of the folder, and whatever the Hub refuses.
     """
     for name in (repository, *([base_model] if base_model else []), *datasets):
         if not re.fullmatch(REPOSITORY, name):
             raise UserError(f"{name!r}: expected a repository owner/name")
-    kind = _kind(folder)
-    if base_model or datasets:
-        _complete_card(folder, base_model, datasets)
-    if merged:
-        with tempfile.TemporaryDirectory() as place:
-            _merge(folder, Path(place))
-            return _upload(Path(place), repository, kind, public)
-    return _upload(folder, repository, kind, public)
+    outgoing, about, kind = collect(folder), None, kind_of(folder) or "run"
+    with tempfile.TemporaryDirectory() as place:
+        if merged:
+            about = _merge(folder, Path(place), outgoing)
+            outgoing = collect_merged(Path(place), outgoing)
+        else:
+            add_adapters(outgoing, base_model)
+        hub_card.complete(outgoing, folder, repository, base_model=base_model, datasets=datasets, license=license, merged=about)
+        hub_card.write_names(outgoing, repository)
+        hide_local_paths(outgoing, folder, base_model)
+        return _upload(outgoing, repository, kind, public)
 
 
-def _upload(folder: Path, repository: str, kind: str, public: bool) -> str:
-    repo_type = "dataset" if kind == "dataset" else "model"
-    from huggingface_hub import HfApi
+def _merge(folder: Path, place: Path, outgoing: Outgoing) -> Merged:
+    """The policy of `folder` with its adapters in its weights, in `place`."""
+    policy = load_model(folder, "policy")
+    text = outgoing.text(CARD).split("---\n", 2)[-1] if CARD in outgoing.files else ""
+    try:
+        return write_merged(place, policy, read_json(folder / "provenance.json"), text, recorded_scale(folder, policy.config.action_size))
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from error
 
-    api = HfApi()
-    with told(repository):
+
+def collect_merged(place: Path, unmerged: Outgoing) -> Outgoing:
+    """All that was written there, under the card of what was merged, metadata and all."""
+    files: dict[str, Path | bytes] = {path.relative_to(place).as_posix(): path for path in sorted(place.rglob("*")) if path.is_file()}
+    return Outgoing(files | {CARD: unmerged.files[CARD]})
+
+
+def recorded_scale(folder: Path, size: int) -> ActionScale:
+    """How the run that a policy lies in scaled what was recorded; said where no run tells."""
+    for parent in folder.absolute().parents:
+        description = parent / "demonstrations" / "meta" / "worldenv.json"
+        if description.is_file():
+            return ActionScale.described(read_json(description).get("action", {}), size, str(description))
+    say(f"{folder}: not in the folder of its run, so that recorded units are unknown; its actions stay as the policy plays them")
+    return ActionScale.identity(size)
+
+
+def _upload(outgoing: Outgoing, repository: str, kind: str, public: bool) -> str:
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    repo_type, api = "dataset" if kind == "dataset" else "model", HfApi()
+    with told(repository, "upload"):
         address = api.create_repo(repository, repo_type=repo_type, private=not public, exist_ok=True)
-        api.upload_folder(
-            folder_path=folder,
-            repo_id=repository,
-            repo_type=repo_type,
-            commit_message=f"worldenv {__version__}: {kind}",
-            ignore_patterns=KEPT_HERE,
-        )
+        files = [CommitOperationAdd(name, content) for name, content in sorted(outgoing.files.items())]
+        api.create_commit(repository, files, repo_type=repo_type, commit_message=f"worldenv {__version__}: {kind}")
         if kind == "dataset":
             _tag(api, repository)
     return str(address)
-
-
-def _complete_card(folder: Path, base_model: str | None, datasets: Sequence[str]) -> None:
-    from huggingface_hub import RepoCard
-
-    if not (folder / "README.md").is_file():
-        raise UserError(f"{folder}: no card (README.md) to complete; evaluate the run first, or make the artifact again")
-    card = RepoCard.load(folder / "README.md", ignore_metadata_errors=True)
-    if base_model:
-        card.data["base_model"] = base_model
-    if datasets:
-        card.data["datasets"] = list(datasets)
-    card.save(folder / "README.md")
-
-
-def _merge(folder: Path, place: Path) -> None:
-    """The policy of `folder` with its adapter in its weights, as an artifact in `place`."""
-    policy = load_model(folder, "policy")
-    if not isinstance(policy, AdaptedPolicy):
-        raise UserError(f"{folder}: a {type(policy).__name__} has no adapter to merge; push it as it is")
-    card = (folder / "README.md").read_text(encoding="utf-8").split("---\n", 2)[-1] + "\nIts adapter is part of the weights.\n"
-    save_merged(place, policy, read_json(folder / "provenance.json"), card)
-
-
-def _kind(folder: Path) -> str:
-    if (folder / "config.json").is_file():
-        return str(read_json(folder / "config.json").get("kind"))
-    if (folder / "recipe.yaml").is_file():
-        return "run"
-    raise UserError(f"{folder}: neither an artifact (config.json) nor a run (recipe.yaml); check the path")
 
 
 def _tag(api, repository: str) -> None:

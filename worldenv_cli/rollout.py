@@ -14,8 +14,9 @@ from .atomic import disk_full_told
 from .data.dataset import Episode
 from .envs.config import EnvConfig
 from .envs.vector import RealVectorEnv
+from .policies.checks import check_actions
 from .policies.observation import Observation
-from .progress import track
+from .progress import say, track
 
 
 def play(
@@ -31,32 +32,59 @@ def play(
     """One episode for each (task, seed), in order. `policy` None means the scripted experts, which only Meta-World has.
 
     `noise` gives each episode's Laplace scale (0: the policy's mean); None plays the mean throughout. A row whose episode ends goes on with the next
-    start, so that no worker waits for the longest episode. With a folder `keep` every finished episode is kept there, and a call that was cut off
-    goes on with those that are not.
+    start, so that no worker waits for the longest episode.
+
+    With a folder `keep` every finished episode is kept there, and a call that was cut off ends as if it had not been, to the bit. Which rows a batch
+    has shows in the last bits of what a policy answers, so rows come and go as they did: an episode that is kept takes its row for as long as it
+    lasted, is read instead of played, and is shown to the policy beside those that are played. Where a whole batch is kept nothing is computed.
+
+    Raises UserError for an action that is not finite.
     """
     noise = np.zeros(len(starts)) if noise is None else np.asarray(noise, dtype=np.float64)
-    order = sorted(range(len(starts)), key=lambda i: starts[i][0])  # episodes of a task share meshes
+    waiting = sorted(range(len(starts)), key=lambda i: starts[i][0])  # episodes of a task share meshes
     finished = _kept(keep, starts) if keep else {}
-    waiting = [i for i in order if i not in finished]
-    playing: dict[int, _Recording] = {}  # by row
+    playing: dict[int, _Recording | _Kept] = {}  # by row
+    observation, _ = env.reset(options={"starts": []})
     with track(description, total=len(starts), unit="episodes", done=len(finished)) as bar:
         while waiting or playing:
             free = [row for row in range(env.num_envs) if row not in playing]
-            begun, waiting = waiting[: len(free)], waiting[len(free) :]
-            if begun:
-                observation, _ = env.reset(options={"starts": [starts[i] for i in begun], "reset_mask": np.isin(np.arange(env.num_envs), free)})
-                for row, i in zip(free, begun):
-                    playing[row] = _Recording(i, float(noise[i]), torch.Generator().manual_seed(seed * 1_000_003 + i), observation, row)
+            begun, waiting = dict(zip(free, waiting)), waiting[len(free) :]
+            new = [row for row, i in begun.items() if i not in finished]
+            if new:
+                options = {"starts": [starts[begun[row]] for row in new], "reset_mask": np.isin(np.arange(env.num_envs), new)}
+                observation, _ = env.reset(options=options)
+            for row, i in begun.items():
+                own = i, float(noise[i]), torch.Generator().manual_seed(seed * 1_000_003 + i)
+                playing[row] = _Recording(*own, observation, row) if row in new else _Kept(*own, finished[i])
             observation, over = _step(env, policy, observation, playing)
-            for row in over:
-                recording = playing.pop(row)
+            recorded = [recording for recording in map(playing.pop, over) if isinstance(recording, _Recording)]
+            for recording in recorded:
                 episode = recording.episode(env.config, *starts[recording.index], "expert" if policy is None else "policy")
                 finished[recording.index] = episode
                 if keep:
                     save_episode(keep / f"{recording.index:06d}.npz", episode)
-            if over:
-                bar.advance(len(over), success=float(np.mean([episode.success[-1] for episode in finished.values()])))
+            if recorded:
+                bar.advance(len(recorded), success=float(np.mean([episode.success[-1] for episode in finished.values()])))
     return [finished[i] for i in range(len(starts))]
+
+
+class _Kept:
+    """An episode that an earlier call has played, in the row and the chunks that it took then."""
+
+    def __init__(self, index: int, noise: float, generator: torch.Generator, episode: Episode):
+        self.index, self.noise, self.generator, self.episode = index, noise, generator, episode
+        self.steps = 0  # that have passed
+
+    def show(self, observation: Observation, row: int) -> None:
+        """Put what the policy saw of it into its row."""
+        for camera, images in observation.images.items():
+            images[row] = self.episode.frames[camera][self.steps]
+        observation.state[row], observation.instruction[row] = self.episode.states[self.steps], self.episode.instruction
+
+    def passes(self, chunk: int) -> bool:
+        """Whether it is over after one more chunk of so many steps."""
+        self.steps += chunk
+        return self.steps >= len(self.episode.actions)
 
 
 class _Recording:
@@ -93,22 +121,30 @@ class _Recording:
         )
 
 
-def _step(env, policy, observation: dict, playing: dict[int, _Recording]) -> tuple[dict, list[int]]:
+def _step(env, policy, observation: dict, playing: dict[int, _Recording | _Kept]) -> tuple[dict, list[int]]:
     """One chunk of every row that is playing: (the observation after it, rows whose episode is over)."""
     rows = np.array(sorted(playing))
-    if policy is None:
+    kept = [int(row) for row in rows if isinstance(playing[row], _Kept)]
+    moving = [int(row) for row in rows if row not in kept]
+    over = []
+    if moving and policy is None:
         observation, _, terminated, truncated, info = env.step_expert()
         chunks = info["actions"]
-    else:
+    elif moving:
+        seen = Observation.from_vector_env(observation)
+        for row in kept:
+            playing[row].show(seen, row)
         chunks = np.zeros(env.action_space.shape, np.float32)
-        chunks[rows] = _choose(policy, Observation.from_vector_env(observation).rows(rows), [playing[row] for row in rows])
+        chunks[rows] = _choose(policy, seen.rows(rows), [playing[row] for row in rows])
         observation, _, terminated, truncated, info = env.step(chunks)
-    for row in rows:
+    for row in moving:
         playing[row].add(info, chunks[row], row)
-    return observation, [int(row) for row in rows if terminated[row] or truncated[row]]
+        over += [row] if terminated[row] or truncated[row] else []
+    over += [row for row in kept if playing[row].passes(env.config.chunk)]
+    return observation, over
 
 
-def _choose(policy, observation: Observation, recordings: list[_Recording]) -> np.ndarray:
+def _choose(policy, observation: Observation, recordings: list[_Recording | _Kept]) -> np.ndarray:
     """Chunks (B, T, A) clipped to the action space: the mean for rows of noise 0, a sample for the others, from each episode's own generator."""
     generators = [recording.generator for recording in recordings]  # some policies begin from noise even at their best
     chunk = policy.act(observation, explore=False, generator=generators).chunk
@@ -116,6 +152,7 @@ def _choose(policy, observation: Observation, recordings: list[_Recording]) -> n
     if len(noisy):
         scale = np.array([recordings[i].noise for i in noisy])
         chunk[noisy] = policy.act(observation.rows(noisy), explore=True, scale=scale, generator=[generators[i] for i in noisy]).chunk
+    check_actions(chunk, observation)
     return np.clip(chunk, -1, 1)
 
 
@@ -150,6 +187,16 @@ def load_episode(path: Path) -> Episode:
 
 
 def _kept(folder: Path, starts: Sequence[tuple[str, int]]) -> dict[int, Episode]:
-    """The finished episodes of a collection that was cut off, by number; those of other starts are left."""
-    found = {int(path.stem): load_episode(path) for path in sorted(folder.glob("*.npz"))}
-    return {i: e for i, e in found.items() if i < len(starts) and (e.info["task"], e.info["start"]) == tuple(starts[i])}
+    """The finished episodes of a collection that was cut off, by number. Those of other starts stay, those that cannot be read go."""
+    episodes = {}
+    for path in sorted(folder.glob("*.npz")):
+        try:
+            episode, i = load_episode(path), int(path.stem)
+            same = i < len(starts) and (episode.info["task"], episode.info["start"]) == tuple(starts[i])
+        except Exception as error:  # there is no end to what zipfile and numpy raise for a file that was cut
+            say(f"{path}: cannot be read ({' '.join(str(error).split()) or type(error).__name__}); its episode is played again")
+            path.unlink()
+            continue
+        if same:
+            episodes[i] = episode
+    return episodes

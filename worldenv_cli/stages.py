@@ -4,7 +4,7 @@ from pathlib import Path
 
 from . import cards, distributed
 from .artifacts import package_versions, write_artifact
-from .atomic import write_json
+from .atomic import read_json, write_json
 from .data.dataset import Episode, read_description, write_dataset
 from .data.expert import demonstrate
 from .data.explore import explore as explore_with
@@ -15,9 +15,12 @@ from .errors import UserError
 from .hub import downloaded, resolve, state_of
 from .models import new_policy, save_model
 from .pipeline import Run
-from .policies.vla import CONVERTED, VLAConfig, checkpoint_folder
+from .policies.load import check_checkpoint
+from .policies.parts import part
+from .policies.vla import CONVERTED, VLAConfig, checkpoint_folder, is_on_the_hub
 from .progress import say
-from .provenance import write_provenance
+from .provenance import PROVENANCE, recorded_files, total_hash, verify, write_provenance
+from .recipe import Recipe
 from .rollout import environment_steps
 
 MADE_BY = {"demonstrations": "ingest", "sft": "sft", "exploration": "explore", "simulator": "simulate", "reflector": "calibrate"}
@@ -26,6 +29,22 @@ MADE_BY = {"demonstrations": "ingest", "sft": "sft", "exploration": "explore", "
 def needs(*names: str) -> dict[str, str]:
     """{artifact: the command that makes it}."""
     return {name: MADE_BY.get(name, "post-train") for name in names}
+
+
+def check_policy(recipe: Recipe, stages: list[str]) -> None:
+    """Whether a VLA's checkpoint and the text encoders are there and fit, told before anything is made.
+
+    For `ingest` alone a folder must be there, and no more.
+    """
+    for section in (recipe.policy, recipe.reflector) if stages is None else ():
+        if not isinstance(section, VLAConfig) and section.text.pretrained:
+            part(section.text.pretrained, "text encoder", "text.pretrained", None)
+    if not isinstance(recipe.policy, VLAConfig):
+        return
+    if "sft" in stages:
+        check_checkpoint(recipe.policy)
+    elif "ingest" in stages and not is_on_the_hub(recipe.policy):
+        checkpoint_folder(recipe.policy, weights=False)
 
 
 def save_dataset(run: Run, folder: Path, episodes: list[Episode], provenance: dict, source: str, cost: int) -> None:
@@ -55,12 +74,26 @@ def ingest(run: Run) -> None:
             save_dataset(run, folder, episodes, provenance, "Meta-World's scripted experts", cost)
             return
         found = resolve(source, "dataset")
+        if (found / PROVENANCE).is_file():
+            verify(found)
         episodes, cost, lines = fitting_episodes(env, source, found, run.recipe.ingest.outcome)
         for line in lines:
             say(f"ingest.source {source}: {line}")
         save_dataset(run, folder, episodes, provenance | {"downloaded": downloaded(found)}, f"Demonstrations of {source}", cost)
 
-    run.artifact("demonstrations", run.settings("env", "ingest"), {}, make)
+    chosen = run.settings("env", "ingest")
+    if source is not None:
+        chosen |= {"contents of ingest.source": _state_of_source(run, Path(source))}
+    run.artifact("demonstrations", chosen, {}, make)
+
+
+def _state_of_source(run: Run, source: Path) -> str | None:
+    """Changes when the dataset on this machine does. Of one that is not here, a Hub reference say, what was recorded when it was read."""
+    if source.is_dir():
+        files = recorded_files(source)
+        return state_of(source) if files is None else total_hash(files)
+    record = run.path("demonstrations") / PROVENANCE
+    return read_json(record).get("settings", {}).get("contents of ingest.source") if record.is_file() else None
 
 
 def sft(run: Run) -> None:
@@ -77,7 +110,7 @@ def sft(run: Run) -> None:
 
     chosen, policy = run.settings("policy", "sft"), run.recipe.policy
     if isinstance(policy, VLAConfig):
-        chosen |= {"checkpoint": state_of(checkpoint_folder(policy), CONVERTED)}
+        chosen |= {"checkpoint": state_of(checkpoint_folder(policy, weights=not run.dry_run), CONVERTED)}
     run.artifact("sft", chosen, needs("demonstrations"), make, together=True)
 
 
@@ -88,7 +121,7 @@ def explore(run: Run) -> None:
         episodes = explore_with(run.env(), policy, recipe.explore, recipe.calibrate.calibration_share, recipe.seed, run.kept("exploration"))
         save_dataset(run, folder, episodes, provenance, "rollouts of the fine-tuned policy with exploration noise", environment_steps(episodes))
 
-    chosen = run.settings("env", "explore") | {"calibration_share": run.recipe.calibrate.calibration_share}
+    chosen = run.settings("env", "explore", "calibrate.calibration_share")
     run.artifact("exploration", chosen, needs("sft"), make)
 
 
@@ -158,7 +191,7 @@ def calibrate(run: Run) -> None:
 
 def make_reflector(run: Run, name: str, folder: Path, provenance: dict, reflector, simulator, episodes: list[Episode], config) -> None:
     """Train, calibrate and measure a reflector on real frames and on the simulator's replays, and write it. It sees known outcomes only."""
-    from .reflector.report import measured_errors
+    from .reflector.report import measured_errors, why_never
     from .reflector.train import calibrate as set_calibration
     from .reflector.train import imagined_sequences, real_sequences, score_sequences, train_reflector
 
@@ -174,10 +207,14 @@ def make_reflector(run: Run, name: str, folder: Path, provenance: dict, reflecto
         checkpoint=run.checkpoint(name),
         metrics=run.metrics(name),
     )
-    set_calibration(reflector, real["calibration"], imagined["calibration"], config.calibration)
+    shortage = set_calibration(reflector, real["calibration"], imagined["calibration"], config.calibration)
     measured = measured_errors(
         score_sequences(reflector, real["held-out"]), score_sequences(reflector, imagined["held-out"]), reflector.threshold.item()
     )
+    if shortage:
+        measured["shortage"] = shortage | {"message": why_never(shortage)}
+        more = f"{shortage['needed'] - shortage['failed']} more, by explore.episodes or calibrate.calibration_share"
+        say(f"{name}: {why_never(shortage)}; it takes {more}, or a larger calibrate.calibration.false_termination")
     write_json(folder / "errors.json", measured)
     save_model(folder, "reflector", reflector, provenance, cards.reflector(reflector, measured))
 

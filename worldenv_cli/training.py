@@ -5,26 +5,12 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import nn
 
 from . import distributed
 from .artifacts import Checkpoint, load_optimizer, optimizer_tensors
-from .config import Config
+from .config import TrainingConfig
 from .progress import Metrics, check_finite, track
-
-
-class TrainingConfig(Config):
-    steps: int = Field(800, ge=1)
-    batch: int = Field(64, ge=1, description="samples in a forward pass of one process")
-    accumulate: int = Field(1, ge=1, description="forward passes whose gradients make one step")
-    learning_rate: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(0.05, ge=0)
-    warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps")
-    average: float = Field(0.99, ge=0, lt=1, description="decay of the weight average that is kept")
-    bf16: bool = Field(False, description="forward passes in bfloat16, weights in float32: for GPUs")
-    checkpoint_every: int = Field(200, ge=1)
-
 
 LossFunction = Callable[[int, np.random.Generator], tuple[torch.Tensor, dict[str, float]]]
 

@@ -1,26 +1,11 @@
 """Demonstrations from Meta-World's own scripted experts: what `worldenv ingest` does where no recorded data is given."""
 
-from typing import Literal
-
-from pydantic import Field
-
-from ..config import Config
 from ..envs.starts import starts
 from ..envs.vector import RealVectorEnv
 from ..errors import UserError
 from ..rollout import environment_steps, play
+from .config import IngestConfig
 from .dataset import Episode
-
-
-class IngestConfig(Config):
-    source: str | None = Field(
-        None, description="a dataset that worldenv wrote, folder or owner/name[@revision], instead of Meta-World's scripted experts"
-    )
-    outcome: Literal["success", "failure"] | None = Field(
-        None, description="of the source's episodes whose outcome is unknown; success says that they are demonstrations"
-    )
-    demos_per_task: int = Field(5, ge=1)
-    attempts: int = Field(8, ge=1, description="starts tried for each demonstration that is wanted, before giving up")
 
 
 def demonstrate(env: RealVectorEnv, config: IngestConfig, run_seed: int) -> tuple[list[Episode], int]:

@@ -3,19 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import Field
-
-from ..config import Config
 from ..envs.starts import starts
 from ..envs.vector import RealVectorEnv
 from ..rollout import play
+from .config import ExploreConfig
 from .dataset import Episode
-
-
-class ExploreConfig(Config):
-    episodes: int = Field(60, ge=2, description="of each task")
-    held_out: int = Field(20, ge=1, description="further episodes of each task, on which simulator and reflector are measured and tasks gated")
-    noise: tuple[float, ...] = Field((0.0, 0.08, 0.15, 0.08), description="Laplace scales, in turn; much more ruins success and with it the data")
 
 
 def explore(env: RealVectorEnv, policy, config: ExploreConfig, calibration_share: float, seed: int, keep: Path | None = None) -> list[Episode]:

@@ -12,12 +12,12 @@ from ..config import Config
 class CameraConfig(Config):
     """A free camera that looks at a point, as MuJoCo describes one: metres and degrees."""
 
-    name: str = "front"
-    lookat: tuple[float, float, float] = (-0.02, 0.69, 0.11)
-    distance: float = Field(1.0, gt=0)
-    azimuth: float = 150.0
-    elevation: float = -38.0
-    fovy: float = Field(45.0, gt=0, lt=180)
+    name: str = Field("front", description="Name of the camera in datasets")
+    lookat: tuple[float, float, float] = Field((-0.02, 0.69, 0.11), description="Point that it looks at, in meters")
+    distance: float = Field(1.0, gt=0, description="Distance from that point, in meters")
+    azimuth: float = Field(150.0, description="Direction around the vertical axis, in degrees")
+    elevation: float = Field(-38.0, description="Angle above the horizon, in degrees; negative looks down")
+    fovy: float = Field(45.0, gt=0, lt=180, description="Vertical field of view, in degrees")
 
     def intrinsics(self, resolution: int) -> np.ndarray:
         """(3, 3) pinhole matrix in pixels of a square picture of `resolution` pixels a side."""

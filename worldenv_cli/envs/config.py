@@ -1,9 +1,10 @@
-"""Which real environment a recipe describes: `env.kind` tells; Meta-World where it is left out."""
+"""Which real environment a recipe describes (`env.kind`; Meta-World where it is left out), and the settings of its imagined twin."""
 
 from typing import Annotated
 
-from pydantic import Discriminator, Tag
+from pydantic import Discriminator, Field, Tag
 
+from ..config import Config
 from .libero import LiberoConfig
 from .metaworld import MetaWorldConfig
 
@@ -13,3 +14,11 @@ def _kind(section) -> str:
 
 
 EnvConfig = Annotated[Annotated[MetaWorldConfig, Tag("metaworld")] | Annotated[LiberoConfig, Tag("libero")], Discriminator(_kind)]
+
+
+class WorldEnvConfig(Config):
+    """The imagined environment: simulator and reflector together."""
+
+    rows: int = Field(128, ge=1, description="Imagined episodes that run side by side")
+    horizon: int = Field(32, ge=1, description="Control steps of an episode, at most, with those of its history; follows the environment")
+    terminate: bool = Field(True, description="End an episode when the reflector's probability passes its threshold")

@@ -25,6 +25,7 @@ from ..config import Config
 from .libero_package import find_assets, find_package, point_at, read_init_states
 from .libero_tasks import SUITES, instruction
 from .starts import evaluation_number
+from .success import achieved
 
 STATE_NAMES = ("x", "y", "z", "rx", "ry", "rz", "finger_left", "finger_right")  # metres, axis-angle in radians, metres from the middle
 ACTION_NAMES = ("dx", "dy", "dz", "drx", "dry", "drz", "gripper")  # each in [-1, 1]
@@ -50,23 +51,24 @@ AGENT_VIEWS = {  # where the first camera stands (metres) and how it is turned (
 class LiberoConfig(Config):
     """A suite or some of its tasks, and the protocol that every rollout in them follows."""
 
-    kind: Literal["libero"] = "libero"
-    suite: Literal[tuple(SUITES)] = Field(description="libero_spatial, libero_object, libero_goal, libero_10 or libero_90")
-    tasks: dict[str, str] = Field({}, description="a list of the suite's task names, or name -> instruction; all of them where left out")
-    horizon: int = Field(None, ge=1, description="environment steps in an episode at most, settling not counted; the suite's own where left out")
+    kind: Literal["libero"] = Field("libero", description="Which real environment")
+    suite: Literal[tuple(SUITES)] = Field(description="Which of LIBERO's suites")
+    tasks: dict[str, str] = Field({}, description="A list of the suite's task names, or name: instruction; by default all of them")
+    horizon: int = Field(None, ge=1, description="Environment steps in an episode, at most, without the settling; by default the suite's own")
     cameras: tuple[str, ...] = Field(
-        ("image",), min_length=1, max_length=2, description="the dataset's names of the agent view and, if wanted, of the wrist camera"
+        ("image",), min_length=1, max_length=2, description="Names in datasets of the agent view and, if it is used, of the wrist camera"
     )
-    resolution: int = Field(256, ge=16, description="pixels a side")
-    settle: int = Field(10, ge=0, description="steps at the start in which nothing moves but what falls")
-    chunk: int = Field(8, ge=1, description="actions (control steps) in an action chunk")
-    action_repeat: Literal[1] = 1
-    workers: int = Field(2, ge=1)
-    rows: int = Field(2, ge=1, description="episodes played side by side, all workers together; each takes 100 MB, each worker a GB")
-    linger: int = Field(1, ge=0, description="action chunks played on after a success, where an episode ends with it")
-    renderer: Literal["auto", "egl", "osmesa", "glfw"] = "auto"
-    python: str | None = Field(None, description="interpreter of the workers: LIBERO pins what little else can live with")
-    assets: str | None = Field(None, description="folder of LIBERO's meshes and textures, if they do not lie in the installed package")
+    resolution: int = Field(256, ge=16, description="Pixels on a side of the pictures")
+    settle: int = Field(10, ge=0, description="Steps at the start of an episode in which the robot holds still and objects settle")
+    chunk: int = Field(8, ge=1, description="Actions (control steps) in an action chunk")
+    action_repeat: Literal[1] = Field(1, description="Environment steps for which an action is held: always one")
+    workers: int = Field(2, ge=1, description="Processes that run the real environment; each takes about 1 GB")
+    rows: int = Field(2, ge=1, description="Episodes that run side by side, over all workers; each takes about 100 MB")
+    worker_timeout: float = Field(60, gt=0, description="Seconds that a worker may take for each row it is asked about; then it is started anew")
+    linger: int = Field(1, ge=0, description="Action chunks that are still played after a success, where an episode ends with it")
+    renderer: Literal["auto", "egl", "osmesa", "glfw"] = Field("auto", description="How MuJoCo renders; auto: the first that works here")
+    python: str | None = Field(None, description="Python interpreter of the workers: LIBERO needs old packages, so it has an environment of its own")
+    assets: str | None = Field(None, description="Folder of LIBERO's meshes and textures, if they are not in the installed package")
 
     title: ClassVar[str] = "LIBERO"
     robot: ClassVar[str] = "panda"
@@ -219,7 +221,7 @@ class LiberoTask:
     def step(self, action: np.ndarray) -> tuple[dict, bool]:
         """One control step of 50 ms with action (7,) in [-1, 1]. True while LIBERO calls the task achieved."""
         self.observation, _, success, _ = self.env.step(np.clip(np.asarray(action, dtype=np.float64), -1, 1))
-        return self.observation, bool(success)
+        return self.observation, achieved(success, self.name)
 
     def state(self) -> np.ndarray:
         """Proprioception (8,) float32: see STATE_NAMES."""

@@ -6,14 +6,17 @@ Three things of Meta-World 3 are mended here (each has a test):
 * shadows and multisampling cost nine tenths of the rendering time and tell nothing at these resolutions.
 """
 
+import difflib
 from typing import ClassVar, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from ..config import Config
 from ..errors import UserError
 from .camera import CameraConfig
+from .metaworld_tasks import TASKS
+from .success import achieved
 
 STATE_NAMES = ("hand_x", "hand_y", "hand_z", "gripper_opening")  # metres, metres, metres, 0 closed .. 1 open
 ACTION_NAMES = ("dx", "dy", "dz", "grip")  # each in [-1, 1]: 1 = 0.01 m of mocap target per environment step; grip +1 closes
@@ -26,18 +29,19 @@ PACKAGES = ("metaworld", "mujoco")  # whose versions decide what an episode look
 class MetaWorldConfig(Config):
     """Tasks with their instructions, and the protocol that every rollout in them follows."""
 
-    tasks: dict[str, str] = Field(min_length=1, description="Meta-World name -> instruction")
-    action_repeat: int = Field(4, ge=1, description="environment steps for which an action is held")
-    chunk: int = Field(4, ge=1, description="actions (control steps) in an action chunk")
-    horizon: int = Field(128, ge=1, description="environment steps in an episode at most")
-    resolution: int = Field(64, ge=16, description="pixels a side")
-    camera: CameraConfig = CameraConfig()
-    workers: int = Field(2, ge=1)
-    rows: int = Field(16, ge=1, description="episodes played side by side, all workers together")
-    linger: int = Field(1, ge=0, description="action chunks played on after a success, where an episode ends with it")
-    renderer: Literal["auto", "egl", "osmesa", "glfw"] = "auto"
-    python: str | None = Field(None, description="interpreter of the workers, if not this one")
-    kind: Literal["metaworld"] = "metaworld"
+    tasks: dict[str, str] = Field(min_length=1, description="Instruction of each Meta-World task, as name: instruction")
+    action_repeat: int = Field(4, ge=1, description="Environment steps for which an action is held")
+    chunk: int = Field(4, ge=1, description="Actions (control steps) in an action chunk")
+    horizon: int = Field(128, ge=1, description="Environment steps in an episode, at most")
+    resolution: int = Field(64, ge=16, description="Pixels on a side of the pictures")
+    camera: CameraConfig = Field(CameraConfig(), description="The camera that all models look through")
+    workers: int = Field(2, ge=1, description="Processes that run the real environment")
+    rows: int = Field(16, ge=1, description="Episodes that run side by side, over all workers")
+    worker_timeout: float = Field(60, gt=0, description="Seconds that a worker may take for each row it is asked about; then it is started anew")
+    linger: int = Field(1, ge=0, description="Action chunks that are still played after a success, where an episode ends with it")
+    renderer: Literal["auto", "egl", "osmesa", "glfw"] = Field("auto", description="How MuJoCo renders; auto: the first that works here")
+    python: str | None = Field(None, description="Python interpreter of the workers, if not this one")
+    kind: Literal["metaworld"] = Field("metaworld", description="Which real environment")
 
     title: ClassVar[str] = "Meta-World"
     robot: ClassVar[str] = "sawyer"
@@ -45,6 +49,15 @@ class MetaWorldConfig(Config):
     action_names: ClassVar[tuple[str, ...]] = ACTION_NAMES
     command_unit: ClassVar[tuple[float, ...] | None] = None  # compared by action_repeat
     gripper: ClassVar[dict] = {"dimension": 3, "closes": 1}
+
+    @field_validator("tasks")
+    @classmethod
+    def _known(cls, tasks: dict[str, str]) -> dict[str, str]:
+        for name in tasks:
+            if name not in TASKS:
+                near = difflib.get_close_matches(name, TASKS, n=1, cutoff=0.5)
+                raise ValueError(f"Meta-World has no task {name!r}" + (f", did you mean {near[0]}?" if near else f"; it has {', '.join(TASKS)}"))
+        return tasks
 
     @property
     def cameras(self) -> tuple[str, ...]:
@@ -166,7 +179,7 @@ class MetaWorldTask:
         success = False
         for _ in range(self.config.action_repeat):
             self.observation, _, _, _, info = self.env.step(np.clip(action, -1, 1).astype(np.float32))
-            success |= bool(info["success"])
+            success |= achieved(info["success"], self.name)
         return self.observation, success
 
     def expert_action(self) -> np.ndarray:

@@ -1,11 +1,11 @@
 """Which headless renderer works here. Probed in a child process, because a GL backend that fails can take its process with it."""
 
 import functools
-import os
 import subprocess
 import sys
 
 from ..errors import UserError
+from .child import command, environment
 
 BACKENDS = ("egl", "osmesa", "glfw")
 
@@ -27,9 +27,8 @@ HOW_TO_INSTALL = (
 @functools.lru_cache(maxsize=None)
 def probe(backend: str, python: str = sys.executable) -> str:
     """Empty when `backend` renders a picture under that interpreter, else the last line of what went wrong."""
-    environment = {**os.environ, "MUJOCO_GL": backend}
     try:
-        done = subprocess.run([python, "-c", _PROBE], env=environment, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command(python, _PROBE), env=environment(MUJOCO_GL=backend), capture_output=True, text=True, timeout=60)
     except (subprocess.TimeoutExpired, OSError) as error:
         return str(error)
     told = done.stderr.partition("Exception ignored in")[0]  # a context that was never made complains again when it is destroyed

@@ -1,4 +1,4 @@
-"""The spaces of one row, real or imagined: what a policy sees and what it answers with."""
+"""The spaces of one row, real or imagined: what a policy sees and what it answers with; and whether a caller's arrays fit them."""
 
 from collections.abc import Iterable
 
@@ -18,3 +18,26 @@ def chunk_spaces(
         }
     )
     return observation, gymnasium.spaces.Box(-1, 1, (chunk, action_size), np.float32)
+
+
+def checked_chunks(chunks, shape: tuple[int, ...], moving: np.ndarray) -> np.ndarray:
+    """Action chunks (B, T, A) as float32. Raises ValueError for another shape than `shape`, and for numbers of `moving` rows that are not finite."""
+    try:
+        chunks = np.asarray(chunks, np.float32)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"actions are not an array of numbers ({error}), expected one of shape {shape}") from None
+    if chunks.shape != shape:
+        raise ValueError(f"actions have shape {chunks.shape}, expected {shape}: rows, control steps of a chunk, numbers of an action")
+    wrong = moving[~np.isfinite(chunks[moving]).all((1, 2))]
+    if len(wrong):
+        value = chunks[wrong[0]][~np.isfinite(chunks[wrong[0]])][0]
+        raise ValueError(f"actions of row {wrong[0]} hold {value}, expected finite numbers; what the policy was given or has learned is not finite")
+    return chunks
+
+
+def checked_mask(mask, rows: int) -> np.ndarray:
+    """gymnasium's `reset_mask` (rows,) bool. Raises ValueError for another shape or type."""
+    mask = np.asarray(mask)
+    if mask.shape != (rows,) or mask.dtype != bool:
+        raise ValueError(f"reset_mask has shape {mask.shape} and type {mask.dtype}, expected ({rows},) and bool")
+    return mask

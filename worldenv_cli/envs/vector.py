@@ -3,25 +3,18 @@
 Real and imagined environments share this interface (see `world_env.py`): finished rows are frozen, not reset, and cost nothing.
 """
 
-import os
-import secrets
-import shutil
-import subprocess
-import sys
-import tempfile
-from multiprocessing.connection import Listener
-from pathlib import Path
-
 import gymnasium
 import numpy as np
+from gymnasium.error import ResetNeeded
 from gymnasium.vector.utils import batch_space
 
 from ..errors import UserError
+from ..progress import say
 from .config import EnvConfig
-from .rendering import choose_backend
-from .spaces import chunk_spaces
+from .spaces import checked_chunks, checked_mask, chunk_spaces
+from .worker_process import WorkerLost, WorkerProcess
 
-PACKAGE = Path(__file__).resolve().parents[1]
+RESTARTS = 3  # of a worker that is lost over one question
 
 
 class RealVectorEnv(gymnasium.vector.VectorEnv):
@@ -33,6 +26,11 @@ class RealVectorEnv(gymnasium.vector.VectorEnv):
     truncated (B,) bool, and info with what happened inside the chunk: frames {camera: (B, T, H, W, 3)}, states (B, T, S),
     success (B, T) and `alive` (B,), the rows that moved. A frozen row repeats its last observation with reward 0.
     With `until_horizon` an episode goes on after success, so that stopping rules can be compared on it afterwards.
+
+    A worker that dies, or does not answer for `config.worker_timeout` seconds a row, is started anew: its episodes begin again and are played by the
+    same actions to where they stood, to the same bits, and nothing of it shows but a line. `step` raises gymnasium's ResetNeeded before the first
+    reset, ValueError for actions of another shape or not finite, and UserError where the simulation ends in a state that is not finite and where a
+    worker is lost again and again over the same question.
     """
 
     metadata = {"autoreset_mode": gymnasium.vector.AutoresetMode.DISABLED, "render_modes": []}
@@ -45,8 +43,10 @@ class RealVectorEnv(gymnasium.vector.VectorEnv):
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self.environment_steps = 0  # every step of every row since the making of this object: the cost that is reported
-        self.workers = [_Worker(config) for _ in range(min(config.workers, config.rows))]
+        self.workers: list[WorkerProcess] = []
         try:
+            for _ in range(min(config.workers, config.rows)):
+                self.workers.append(WorkerProcess(config))
             self.versions = self._begin()  # of the environment's packages, under the workers' interpreter
         except BaseException:
             self.close_extras()
@@ -58,11 +58,13 @@ class RealVectorEnv(gymnasium.vector.VectorEnv):
         self._alive = np.zeros(self.num_envs, bool)
         self._chunks_played = np.zeros(self.num_envs, int)
         self._success_chunk = np.full(self.num_envs, -1)
+        self._played: dict[int, tuple[tuple[str, int], list]] = {}  # row -> (its start, the chunks since, None where the expert acted)
+        self._begun = False
 
     def reset(self, *, seed: int | None = None, options: dict | None = None):
         super().reset(seed=seed)
         options = options or {}
-        rows = np.flatnonzero(options.get("reset_mask", np.ones(self.num_envs, bool)))
+        rows = np.flatnonzero(checked_mask(options.get("reset_mask", np.ones(self.num_envs, bool)), self.num_envs))
         starts = options.get("starts")
         if starts is None:
             names, seeds = list(self.config.tasks), self.np_random.integers(2**31, size=len(rows))
@@ -72,30 +74,40 @@ class RealVectorEnv(gymnasium.vector.VectorEnv):
         self._alive[rows], self._chunks_played[rows], self._success_chunk[rows] = False, 0, -1
         for row in rows:
             self._instruction[row] = ""
+            self._played.pop(row, None)
         begun = {int(row): start for row, start in zip(rows, starts)}
         for row, (pictures, state) in self._ask("reset", begun).items():
             for camera, picture in pictures.items():
                 self._frame[camera][row] = picture
             self._state[row] = state
             self._alive[row], self._instruction[row] = True, self.config.tasks[begun[row][0]]
+            self._played[row] = begun[row], []
+        self._begun = True
+        self._check_finite(begun)
         return self._observation(), {"alive": self._alive.copy()}
 
     def step(self, chunks: np.ndarray):
-        moving = np.flatnonzero(self._alive)
+        moving = self._moving()
+        chunks = checked_chunks(chunks, self.action_space.shape, moving)
         answers = self._ask("step", {int(row): chunks[row] for row in moving}, self.every_frame)
-        return self._after(moving, answers)
+        return self._after(moving, answers, dict(zip(moving, chunks[moving])))
 
     def step_expert(self):
         """One chunk of every live row by Meta-World's scripted experts, the only ones there are; info gains `actions` (B, T, A)."""
-        moving = np.flatnonzero(self._alive)
+        moving = self._moving()
         answers = self._ask("step_expert", {int(row): None for row in moving})
-        result = self._after(moving, answers)
+        result = self._after(moving, answers, dict.fromkeys(moving))
         result[-1]["actions"] = np.zeros(self.action_space.shape, np.float32)
         for row in moving:
             result[-1]["actions"][row] = answers[row][3]
         return result
 
-    def _after(self, moving: np.ndarray, answers: dict[int, tuple]):
+    def _moving(self) -> np.ndarray:
+        if not self._begun:
+            raise ResetNeeded("step before reset: call reset() first")
+        return np.flatnonzero(self._alive)
+
+    def _after(self, moving: np.ndarray, answers: dict[int, tuple], chunks: dict):
         length, config = self.config.chunk, self.config
         frames = {camera: np.repeat(frame[:, None], length, 1) for camera, frame in self._frame.items()}  # (B, T, H, W, 3)
         states = np.repeat(self._state[:, None], length, 1)  # (B, T, S)
@@ -104,9 +116,11 @@ class RealVectorEnv(gymnasium.vector.VectorEnv):
             pictures, states[row], success[row] = answers[row][:3]
             for camera, shown in pictures.items():
                 frames[camera][row] = shown
+            self._played[row][1].append(chunks[row])
         self.environment_steps += len(moving) * length * config.action_repeat
         self._frame = {camera: shown[:, -1].copy() for camera, shown in frames.items()}
         self._state = states[:, -1].copy()
+        self._check_finite(moving)
         first = success.any(1) & (self._success_chunk < 0)
         self._success_chunk[first] = self._chunks_played[first]
         self._chunks_played[moving] += 1
@@ -124,20 +138,56 @@ class RealVectorEnv(gymnasium.vector.VectorEnv):
             "instruction": tuple(self._instruction),
         }
 
+    def _check_finite(self, rows) -> None:
+        for row in rows:
+            if not np.isfinite(self._state[row]).all():
+                (task, seed), chunks = self._played[row]
+                raise UserError(
+                    f"env.tasks.{task}, start {seed}: the state after {len(chunks)} chunks is {self._state[row].tolist()}, expected finite numbers; "
+                    f"{self.config.title}'s simulation broke down: check the assets and the versions of its packages, or leave the task out"
+                )
+
     def _begin(self) -> dict[str, str]:
         """Let every worker make what it needs once, all at the same time; a mistake in the recipe or the interpreter is told here."""
-        for worker in self.workers:
-            worker.send("versions")
-        return [self._judged(answer) for answer in [worker.receive() for worker in self.workers]][0]
+        return [self._judged(answer) for answer in [worker.versions() for worker in self.workers]][0]
 
     def _ask(self, verb: str, rows: dict, *arguments) -> dict:
         """Send each worker its rows (row modulo workers), so that they work at the same time, then gather."""
-        shares = [{row: value for row, value in rows.items() if row % len(self.workers) == k} for k in range(len(self.workers))]
-        for worker, share in zip(self.workers, shares):
-            if share:
-                worker.send(verb, list(share) if verb == "step_expert" else share, *arguments)
-        answers = [worker.receive() for worker, share in zip(self.workers, shares) if share]  # all of them, before any is judged
+        shares = {k: {row: value for row, value in rows.items() if row % len(self.workers) == k} for k in range(len(self.workers))}
+        questions = {k: (verb, list(share) if verb == "step_expert" else share, *arguments) for k, share in shares.items() if share}
+        for k, question in questions.items():
+            self.workers[k].ask(*question)
+        answers = [self._answer(k, question) for k, question in questions.items()]  # all of them, before any is judged
         return {row: value for answer in answers for row, value in self._judged(answer).items()}
+
+    def _answer(self, k: int, question: tuple) -> tuple:
+        """A worker's answer; where the worker is lost, that of the one that takes its place."""
+        worker, lost = self.workers[k], None
+        for attempt in range(RESTARTS + 1):
+            try:
+                if attempt:
+                    self._restart(k, question)
+                    worker.ask(*question)
+                return worker.receive(len(question[1]))
+            except WorkerLost as error:
+                lost = error
+            if attempt < RESTARTS:
+                say(f"{self.config.title} worker {k + 1} {lost}: started anew, its episodes begin again ({attempt + 1} of at most {RESTARTS} times)")
+        raise UserError(
+            f"{self.config.title} worker {k + 1} {lost}{worker.last_words()}, as before in {RESTARTS} attempts at rows {sorted(question[1])}; "
+            "where memory ran out, lower env.rows or env.workers; run the same command again and it continues"
+        )
+
+    def _restart(self, k: int, question: tuple) -> None:
+        """A new process in a worker's place, its rows where they stood. Raises WorkerLost, and UserError where none starts."""
+        worker = self.workers[k]
+        worker.start()
+        self._judged(worker.versions())
+        begun_now = question[1] if question[0] == "reset" else ()
+        rows = {row: kept for row, kept in self._played.items() if row % len(self.workers) == k and self._alive[row] and row not in begun_now}
+        if rows:
+            worker.ask("replay", rows)
+            self._judged(worker.receive(sum(1 + len(chunks) for _, chunks in rows.values())))
 
     def _judged(self, answer: tuple):
         ok, result = answer
@@ -148,70 +198,3 @@ class RealVectorEnv(gymnasium.vector.VectorEnv):
     def close_extras(self, **kwargs):
         for worker in self.workers:
             worker.close()
-
-
-class _Worker:
-    """One child process and the socket to it."""
-
-    def __init__(self, config: EnvConfig):
-        python, self.title = config.python or sys.executable, config.title
-        if shutil.which(python) is None:
-            raise UserError(f"env.python: {python} is not there or cannot be run, expected a Python interpreter; check the path")
-        backend = choose_backend(config.renderer, python)
-        self.folder = tempfile.TemporaryDirectory(prefix="worldenv-")
-        (Path(self.folder.name) / PACKAGE.name).symlink_to(PACKAGE)
-        key = secrets.token_bytes(16)
-        listener = Listener(str(Path(self.folder.name) / "worker"), family="AF_UNIX", authkey=key)
-        environment = {
-            **os.environ,
-            "MUJOCO_GL": backend,
-            "WORLDENV_WORKER_KEY": key.hex(),
-            "OMP_NUM_THREADS": "1",
-            "LP_NUM_THREADS": "1",  # the software renderer's own threads only get in each other's way
-            # this package alone: what is installed beside it may not be what the other interpreter must use
-            "PYTHONPATH": os.pathsep.join([self.folder.name, os.environ.get("PYTHONPATH", "")]),
-        }
-        self.process = subprocess.Popen([python, "-m", "worldenv_cli.envs.worker", listener.address], env=environment, stdin=subprocess.DEVNULL)
-        try:
-            self.connection = self._accept(listener)
-        except OSError as error:
-            self.process.kill()
-            raise UserError(f"env.python: a worker under {python} did not start ({error}); has it pydantic, numpy and {config.title}?") from error
-        finally:
-            listener.close()
-        self.connection.send(config.model_dump_json())
-
-    def _accept(self, listener: Listener):
-        """The worker's connection; OSError as soon as none can come any more."""
-        listener._listener._socket.settimeout(1)
-        for _ in range(120):
-            try:
-                return listener.accept()
-            except TimeoutError:
-                if self.process.poll() is not None:
-                    raise OSError(f"exit code {self.process.returncode}") from None
-        raise OSError("no answer for two minutes")
-
-    def send(self, verb: str, *arguments) -> None:
-        try:
-            self.connection.send((verb, arguments))
-        except OSError as error:
-            raise self._died() from error
-
-    def receive(self) -> tuple:
-        """(True, the answer), (False, what the user should know) or (None, a traceback)."""
-        try:
-            return self.connection.recv()
-        except (EOFError, OSError) as error:
-            raise self._died() from error
-
-    def _died(self) -> RuntimeError:
-        return RuntimeError(f"a {self.title} worker died (exit code {self.process.wait()})")
-
-    def close(self) -> None:
-        self.connection.close()
-        try:
-            self.process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-        self.folder.cleanup()

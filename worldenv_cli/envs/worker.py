@@ -1,16 +1,18 @@
 """A worker process: some rows of a vector environment, each an instance of the real environment of its own.
 
 Rendering contexts do not share a process well and MuJoCo steps on one core, hence processes. The parent starts this module under the
-interpreter that the recipe names and talks over a local socket; messages are tuples (verb, arguments) answered by (ok, result).
+interpreter that the recipe names and talks over an inherited socket; messages are tuples (verb, arguments) answered by (ok, result).
 That interpreter may have little more than the environment itself: nothing heavy is imported here.
 """
 
 import contextlib
 import os
+import signal
 import sys
 import traceback
+import warnings
 from importlib import metadata
-from multiprocessing.connection import Client
+from multiprocessing.connection import Connection
 
 import numpy as np
 from pydantic import TypeAdapter
@@ -47,14 +49,29 @@ class Rows:
         """row -> (task, seed) in; row -> ({camera: picture (H, W, 3)}, proprioception (S,)) out."""
         return {row: self._reset_row(row, *start) for row, start in starts.items()}
 
+    def replay(self, episodes: dict[int, tuple[tuple[str, int], list]]) -> dict:
+        """row -> (start, what was played since: chunks (T, A), None where the expert acted) in: bring rows to where they stood before a worker was
+        lost. The physics is the same to the bit; nothing is drawn.
+        """
+        for row, (start, chunks) in episodes.items():
+            task = self._begin(row, *start)
+            for chunk in chunks:
+                for t in range(self.config.chunk):
+                    task.step(np.asarray(task.expert_action() if chunk is None else chunk[t], dtype=np.float32))
+        return {}
+
     def _reset_row(self, row: int, name: str, seed: int):
+        task = self._begin(row, name, seed)
+        return task.pictures(self.context), task.state()
+
+    def _begin(self, row: int, name: str, seed: int):
         if (row, name) not in self.tasks:
             if not self.task_class.kept and row in self.rows:
                 self.tasks.pop((row, self.rows.pop(row).name))
             self.tasks[row, name] = self.task_class(name, self.config)
         task = self.rows[row] = self.tasks[row, name]
         task.reset(seed)
-        return task.pictures(self.context), task.state()
+        return task
 
     def step(self, chunks: dict[int, np.ndarray], every_frame: bool) -> dict[int, tuple]:
         """row -> chunk (T, A) in; row -> ({camera: pictures (T, H, W, 3)}, proprioception (T, S), success (T,)) out.
@@ -84,15 +101,12 @@ class Rows:
         return frames, np.stack(states), np.array(successes), np.stack(actions)
 
 
-def serve(address: str, key: bytes) -> None:
-    """Answer until the parent closes the connection. A UserError travels as its text, anything else as its traceback."""
-    with Client(address, family="AF_UNIX", authkey=key) as connection:
+def serve(connection: Connection) -> None:
+    """Answer until the parent closes the connection, or is gone. A UserError travels as its text, anything else as its traceback."""
+    with contextlib.suppress(EOFError, ConnectionError):
         config, rows = TypeAdapter(EnvConfig).validate_json(connection.recv()), None
         while True:
-            try:
-                verb, arguments = connection.recv()
-            except (EOFError, ConnectionResetError):
-                return
+            verb, arguments = connection.recv()
             try:
                 rows = rows or Rows(config)
                 answer = (True, getattr(rows, verb)(*arguments))
@@ -103,8 +117,11 @@ def serve(address: str, key: bytes) -> None:
             connection.send(answer)
 
 
-if __name__ == "__main__":
-    import warnings
-
+def main() -> None:
+    """Serve on the inherited socket whose number is the first argument."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer: it closes the connection
     warnings.simplefilter("ignore")  # Meta-World's experts warn about every clipped action
-    serve(sys.argv[1], bytes.fromhex(os.environ.pop("WORLDENV_WORKER_KEY")))
+    number = int(sys.argv[1])
+    os.set_inheritable(number, False)
+    with Connection(number) as connection:
+        serve(connection)

@@ -107,7 +107,9 @@ def reflector(values: dict) -> list:
             rows.append([name, auc, *errors, number(row.get("delay_steps")), number(row.get("ece")), str(row.get("n_episodes", NOTHING))])
         headers = ["episodes", "AUC", "false termination", "missed success", "delay, steps", "calibration error", "n"]
         note = "AUC with its 95% interval."
-        if known(values.get("threshold")):
+        if values.get("shortage"):
+            note += f" {values['shortage']['message']}."
+        elif known(values.get("threshold")):
             note += f" Errors and delay at the threshold {values['threshold']:.3g}."
         blocks.append(Table("Ranking, errors and calibration", headers, rows, note))
     if values.get("reliability"):

@@ -3,22 +3,11 @@
 from collections.abc import Sequence
 
 import numpy as np
-from pydantic import Field
 
-from ..config import Config
 from ..data.dataset import Episode
 from ..reflector.compact import Reflector
 from ..reflector.train import real_sequences
 from .statistics import mcnemar, newcombe_paired, paired_counts, wilson
-
-
-class EvalConfig(Config):
-    starts: int = Field(75, ge=1, description="unseen starts of each task, the same for every policy")
-    imagined_starts: int = Field(48, ge=1, description="of these starts, the first ones: imagined as well, from their first frames")
-    stops: int = Field(25, ge=1, description="of these starts: played to the horizon, to compare the reflector's stop with playing on")
-    offset: int = Field(0, ge=0, description="first evaluation start")
-    offline: bool = Field(True, description="also play the policy of the first round before any probe: the paper's fully offline setting")
-
 
 STOP_COUNTS = ("at_reflector_stop", "at_horizon", "false_stop")  # what `stopping` counts
 

@@ -5,6 +5,7 @@ import numpy as np
 from ..artifacts import package_versions
 from ..atomic import read_json, write_json
 from ..data.dataset import read_description
+from ..data.explore import of_split
 from ..envs.starts import starts
 from ..pipeline import Run
 from ..post_train.lineage import all_real_data, models_of, read_gate, read_updates, real_data
@@ -41,25 +42,33 @@ def arms(run: Run) -> dict[str, tuple[str, list[str]]]:
 def evaluate_imagined(run: Run) -> None:
     """Every arm in the last round's simulator and reflector, from the first frames of starts that it plays in reality too.
 
-    From other starts the two would differ by which starts were drawn: a tenth and more with 50 of a task.
+    From other starts the two would differ by which starts were drawn: a tenth and more with 50 of a task. Where post-training takes no resets
+    (`post_train.resets=0`) none are taken here: arms begin at the first frames of held-out exploration, and no environment is opened.
     """
     config, (simulator, reflector) = run.recipe, models_of(run.recipe.post_train.rounds)
     policies = {name: policy for name, (policy, _) in arms(run).items()}
+    logged = not config.post_train.resets
 
     def make(folder, provenance):
         env_model = run.model(simulator, "simulator"), run.model(reflector, "reflector")
         count = min(config.eval.imagined_starts, config.eval.starts)
-        chosen = starts("evaluation", config.env.tasks, count, offset=config.eval.offset)
-        pool = start_pool([], reset_frames(run.env(), chosen), env_model[0].config.camera, env_model[0].config.chunk, config.seed)
+        episodes, frames = [], []
+        if logged:
+            episodes = of_split([episode for episode in run.episodes("exploration") if "split" in episode.info], "held-out")
+        else:
+            frames = reset_frames(run.env(), starts("evaluation", config.env.tasks, count, offset=config.eval.offset))
+        pool = start_pool(episodes, frames, env_model[0].config.camera, env_model[0].config.chunk, config.seed)
         env = WorldEnv(*env_model, config.world_env, [h for found in pool.first.values() for h in found])
         tasks = list(config.env.tasks)
         found = {name: imagined_success(run.model(path, "policy"), env, pool, tasks, count, config.seed) for name, path in policies.items()}
-        write_json(folder / "imagined.json", {"n": count, "arms": found})
+        write_json(folder / "imagined.json", {"n": count, "arms": found} | ({"starts": "held-out exploration"} if logged else {}))
         write_provenance(folder, provenance)
         for name, values in found.items():
             say(f"imagined success of {name}: " + ", ".join(f"{task} {value:.2f}" for task, value in values.items()))
 
-    run.artifact("eval/imagined", run.settings("eval", "world_env", "env"), needs(simulator, reflector, *policies.values()), make)
+    settings = run.settings("eval", "world_env", "env") | ({"starts": "held-out exploration"} if logged else {})
+    inputs = needs(simulator, reflector, *policies.values(), *(["exploration"] if logged else []))
+    run.artifact("eval/imagined", settings, inputs, make)
 
 
 def evaluate_real(run: Run) -> None:
@@ -67,7 +76,9 @@ def evaluate_real(run: Run) -> None:
     for name, (policy, _) in arms(run).items():
         _play_arm(run, name, policy)
     if not run.dry_run:
-        publish(run.folder, _report(run))
+        report = _report(run)
+        run.keep_own_readme()
+        publish(run.folder, report)
 
 
 def _play_arm(run: Run, name: str, policy: str) -> None:
@@ -91,7 +102,7 @@ def _play_arm(run: Run, name: str, policy: str) -> None:
         write_json(folder / "outcomes.json", result)
         write_provenance(folder, provenance)
 
-    protocol = run.settings("env") | {"starts": recipe.eval.starts, "offset": recipe.eval.offset, "stops": stops}
+    protocol = run.settings("env", "eval.starts", "eval.offset", *(["eval.stops"] if stops else []))
     run.artifact(f"eval/{slug}", protocol, needs(policy, *([reflector] if stops else [])), make)
 
 
@@ -114,6 +125,14 @@ def _read(run: Run, name: str) -> dict:
     return read_json(run.path(name))
 
 
+def _shown(run: Run, name: str) -> bool:
+    """Whether the report may show an artifact that it can do without: it is there, and was made from what the others were made from."""
+    conflict = run.conflict(name) if run.path(name).is_dir() else None
+    if conflict:
+        say(f"not in the report: {run.path(conflict.name)} {conflict.message}")
+    return run.path(name).is_dir() and conflict is None
+
+
 def _report(run: Run) -> dict:
     recipe, config = run.recipe, run.recipe.post_train
     costs = {}
@@ -134,9 +153,8 @@ def _report(run: Run) -> dict:
         ("control (zero advantages)", "post-trained"),
     ]
     pairs += [("SFT", "post-trained offline, 1 round")]
-    imagined = _read(run, "eval/imagined/imagined.json") if run.path("eval/imagined").is_dir() else {"arms": {}, "n": 0}
+    imagined = _read(run, "eval/imagined/imagined.json") if _shown(run, "eval/imagined") else {"arms": {}, "n": 0}
     rounds = [read_gate(run, n) | read_updates(run, n) for n in range(1, config.rounds + 1)]
-    timing = _read(run, "timing.json") if run.path("timing.json").is_file() else {}
     accepted = _read(run, "post-trained/acceptance.json")
     last_simulator, last_reflector = models_of(config.rounds)
     errors = _read(run, f"{last_reflector}/errors.json")
@@ -145,8 +163,8 @@ def _report(run: Run) -> dict:
         "name": recipe.name,
         "recipe": resolved_yaml(recipe),
         "versions": versions,
-        "wall_seconds": {stage: values["seconds"] for stage, values in timing.items()},
-        "peak_memory_gb": max((values["peak_memory_gb"] for values in timing.values()), default=None),
+        "wall_seconds": {stage: values["seconds"] for stage, values in run.times.items()},
+        "peak_memory_gb": max((values["peak_memory_gb"] for values in run.times.values()), default=None),
         "protocol": _protocol(recipe),
         "tasks": tasks,  # of every outcome below
         "arms": rows,
@@ -154,7 +172,7 @@ def _report(run: Run) -> dict:
         "trust_table": [{"round": r["round"], **row} for r in rounds for row in r["table"] if row["n"]],
         "imagined_vs_real": _agreement(imagined, found, tasks),
         "fidelity": _read(run, f"{last_simulator}/fidelity.json"),
-        "compared": _read(run, "comparison/comparison.json") if run.path("comparison").is_dir() else {},
+        "compared": _read(run, "comparison/comparison.json") if _shown(run, "comparison") else {},
         "reflector": errors,
         "updates": [{"round": r["round"], **update} for r in rounds for update in r["history"]],
         "rounds": [_round(run, r, accepted if r["round"] == config.rounds else None) for r in rounds],
@@ -169,8 +187,9 @@ def _report(run: Run) -> dict:
 
 
 def _agreement(imagined: dict, found: dict[str, dict], tasks: list[str]) -> list[dict]:
-    """Imagined and real success of every arm and task, both from the starts that were imagined: the first ones."""
-    rows, same = [], imagined["n"] * len(set(tasks))
+    """Imagined and real success of every arm and task, both from the starts that were imagined: the first ones. Where logged frames were imagined,
+    the real success of all starts."""
+    rows, same = [], len(tasks) if "starts" in imagined else imagined["n"] * len(set(tasks))
     for name, values in imagined["arms"].items():
         real = by_task(tasks[:same], np.array(found[name]["outcomes"])[:same])
         for task, value in values.items():

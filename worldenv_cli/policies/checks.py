@@ -26,7 +26,9 @@ def self_check(policy: Policy, name: str) -> dict[str, float]:
     density = policy.density(encoded, policy.trace(encoded, [torch.Generator().manual_seed(0) for _ in range(4)]))
     answer = density.logits if isinstance(density, TokenDensity) else density.mean
     if not answer.isfinite().all():
-        raise UserError(f"{name}: its answer is not finite, expected numbers; its weights are damaged: download them again")
+        raise UserError(
+            f"{name}: its answer is not finite though its weights are: they overflow in {config.dtype}; use another checkpoint or policy.dtype"
+        )
     _, picture, words, nothing = (answer - answer[:1]).abs().flatten(1).max(1).values.tolist()
     moved = {"the picture": picture, "the instruction": words, **policy.dependences()}
     floor = max(10 * nothing, 1e-6 * answer.abs().max().item())
@@ -34,7 +36,18 @@ def self_check(policy: Policy, name: str) -> dict[str, float]:
         if not distance > floor:
             raise UserError(
                 f"{name}: its answer does not depend on {what} (it moves by {distance:.1e}, rounding by {nothing:.1e}); "
-                "these weights are not what the model was trained with: download them again"
+                "these weights are not those of a trained policy, or are read in a way they were not trained for; use another checkpoint"
             )
     say(f"{name}: the answer depends on " + ", ".join(f"{what} ({distance:.1e})" for what, distance in moved.items()))
     return moved
+
+
+def check_actions(chunks: np.ndarray, observation: Observation) -> None:
+    """Raise UserError where a policy's answer (B, T, A) is not finite. Clipped, infinity looks like an action, and NaN is one to MuJoCo."""
+    wrong = np.flatnonzero(~np.isfinite(chunks).all((1, 2)))
+    if len(wrong):
+        value = chunks[wrong[0]][~np.isfinite(chunks[wrong[0]])][0]
+        raise UserError(
+            f"the policy answers {observation.instruction[wrong[0]]!r} with an action of {value}, expected finite numbers: its weights or its "
+            "statistics are damaged; train it or download it again"
+        )

@@ -6,38 +6,14 @@ and a Laplace scale head read the queries, as in World-Env on OpenVLA-OFT.
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..config import Config
 from ..packing import normalised, pack
+from .config import BLOCK, CompactPolicyConfig
 from .observation import Observation
 from .regression import RegressionPolicy
-from .text import TextConfig, TextEncoder
-
-BLOCK = 4  # pixels a side that are folded into channels: see packing.py
-
-
-class CompactPolicyConfig(Config):
-    """Sizes, and the bounds between which the scale head may move."""
-
-    camera: str = "front"
-    resolution: int = 64
-    chunk: int = 4
-    state_size: int = 4
-    action_size: int = 4
-    channels: tuple[int, int] = (48, 64)
-    width: int = 96
-    layers: int = Field(2, ge=1)
-    text: TextConfig = TextConfig()
-    scale_min: float = Field(0.03, gt=0, description="smallest Laplace scale, in action units")
-    scale_max: float = Field(0.15, gt=0)
-    shared_noise: float = Field(0.7, ge=0, description="part of the exploration noise that is shared along a chunk")
-
-    @property
-    def cameras(self) -> tuple[str, ...]:
-        return (self.camera,)
+from .text import TextEncoder
 
 
 class CompactPolicy(RegressionPolicy):

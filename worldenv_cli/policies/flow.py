@@ -5,13 +5,10 @@ dimensions and later steps follow the flow. The prompt's keys and values are com
 walk, scoring it again, and the reference policy, as long as nothing in the vision-language part learns.
 """
 
-from pathlib import Path
-
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError
 from .densities import FlowDensity, Generators, noise, sde_step
 from .lerobot import LeRobotCheckpoint
 from .lora import AdaptedPolicy
@@ -199,39 +196,6 @@ class FlowPolicy(Policy):
         velocity = self.model.velocity(self._prefix(encoded), x, time)
         error = self.played((velocity - (source - target)) ** 2) * mask[..., None]
         return error.sum() / (mask.sum() * self.config.action_size)
-
-
-def load_flow_policy(folder: Path, kind: str, config: VLAConfig, dtype: torch.dtype, weights: bool = True) -> FlowPolicy:
-    """Raises UserError where the checkpoint is not whole, is of another robot, takes fewer cameras or predicts fewer steps."""
-    if kind == "pi0":
-        from .pi0.checkpoint import load_pi0 as load
-    else:
-        from .smolvla.checkpoint import load_smolvla as load
-
-    own = {"shifted_patches": config.shifted_patches} if kind == "smolvla" else {}
-    model, checkpoint = load(folder, dtype=dtype, weights=weights, **own)
-    if len(config.cameras) > len(checkpoint.image_keys):
-        raise UserError(
-            f"{folder}: takes {len(checkpoint.image_keys)} cameras {checkpoint.image_keys}, found {list(config.cameras)} in policy.cameras"
-        )
-    if config.chunk > checkpoint.chunk:
-        raise UserError(f"{folder}: predicts {checkpoint.chunk} steps, but env.chunk plays {config.chunk}; play {checkpoint.chunk} at most")
-    normalisers = [checkpoint.state_normaliser, checkpoint.action_normaliser]
-    if config.statistics == "dataset":
-        sizes = (config.state_size, checkpoint.max_state), (config.action_size, checkpoint.max_action)
-        for (size, most), what in zip(sizes, ("state", "action")):
-            if size > most:
-                raise UserError(f"{folder}: takes {most} {what} numbers at most, found {size} in the environment; choose another checkpoint")
-        normalisers = [Normaliser(old.mode, size, eps=old.eps or 1e-8) for old, (size, _) in zip(normalisers, sizes)]
-    found = {"state": checkpoint.state_size, "action": checkpoint.action_size}
-    if config.statistics == "checkpoint" and found != {"state": config.state_size, "action": config.action_size}:
-        wanted = f"{config.state_size} and {config.action_size} in the environment"
-        raise UserError(
-            f"{folder}: statistics of another robot, {found['state']} state and {found['action']} action numbers, expected {wanted}; "
-            "to fine-tune on this one: policy.statistics=dataset"
-        )
-    model.checkpoint_gradients(config.gradient_checkpointing)
-    return FlowPolicy(config, model, checkpoint, *normalisers)
 
 
 def _stack(layers: nn.ModuleList, tokens: int, learns: bool) -> Stack:

@@ -2,19 +2,12 @@
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from ..config import Config
+from .config import LoraSettings
 from .densities import Generators
 from .observation import Observation
 from .policy import Act, Density, Policy
-
-
-class LoraSettings(Config):
-    rank: int = Field(16, ge=1)
-    alpha: int = Field(16, ge=1)
-    targets: str | None = Field(None, description="regular expression for names of modules; none: what suits the family")
 
 
 def learned_tensors(policy: Policy) -> dict[str, Tensor]:

@@ -4,23 +4,17 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from .. import distributed
 from ..data.dataset import Episode
 from ..packing import shifted
 from ..progress import check_finite
-from ..training import TrainingConfig, train
+from ..training import train
+from .config import SFTConfig
 from .observation import Observation
 from .policy import Policy
 from .regression import RegressionPolicy
-
-
-class SFTConfig(TrainingConfig):
-    scale_steps: int = Field(60, ge=0, description="steps of the scale head alone, by Laplace likelihood")
-    shift: int = Field(2, ge=0, description="random shift of the picture, pixels")
-    state_noise: float = Field(0.05, ge=0, description="noise on proprioception, standard deviations")
 
 
 class ChunkSamples:

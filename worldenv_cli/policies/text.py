@@ -4,18 +4,20 @@ By default both need no download: ByT5's byte tokenizer and a small T5 encoder t
 Hub encoder instead, which is kept frozen.
 """
 
+import math
+from typing import TYPE_CHECKING
+
 import torch
-from pydantic import Field
 from torch import nn
 
-from ..config import Config
+from ..atomic import read_json
+from ..errors import UserError
+from .config import TextConfig
+from .parts import REFUSALS, SMALL, configuration, part, tokenizer, told_by
+from .shards import check_layers, stored
 
-
-class TextConfig(Config):
-    pretrained: str | None = Field(None, description="Hub name of a frozen text encoder; none: a small one trained from bytes")
-    width: int = 64
-    layers: int = Field(2, ge=1)
-    max_tokens: int = Field(96, ge=8)
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 class TextEncoder(nn.Module):
@@ -23,12 +25,11 @@ class TextEncoder(nn.Module):
 
     def __init__(self, config: TextConfig):
         super().__init__()
-        from transformers import AutoModel, AutoTokenizer, ByT5Tokenizer, T5Config, T5EncoderModel
+        from transformers import ByT5Tokenizer, T5Config, T5EncoderModel
 
         self.config = config
         if config.pretrained:
-            self.tokenizer = AutoTokenizer.from_pretrained(config.pretrained)
-            self.encoder = AutoModel.from_pretrained(config.pretrained).requires_grad_(False)
+            self.tokenizer, self.encoder = _pretrained(config.pretrained)
             hidden = self.encoder.config.hidden_size
         else:
             self.tokenizer = ByT5Tokenizer()
@@ -46,3 +47,24 @@ class TextEncoder(nn.Module):
         mask = tokens["attention_mask"][..., None]
         pooled = self.project((hidden * mask).sum(1) / mask.sum(1))  # (U, width)
         return pooled[[unique.index(instruction) for instruction in instructions]]
+
+
+def _pretrained(name: str) -> "tuple[PreTrainedTokenizerBase, PreTrainedModel]":
+    """Tokenizer and frozen encoder, from safetensors only. Raises UserError where they are not to be had, bring code of their own, or declare
+    sizes that their weights do not have.
+    """
+    from transformers import AutoModel
+
+    folder = part(name, "text encoder", "text.pretrained", None, (*SMALL, "*.safetensors"))
+    tensors = stored(folder)
+    check_layers(read_json(folder / "config.json"), tensors, folder / "config.json")
+    config, held = configuration(folder, "text encoder"), sum(math.prod(shape) for _, shape in tensors.values())
+    try:
+        with torch.device("meta"):
+            declared = sum(p.numel() for p in AutoModel.from_config(config, trust_remote_code=False).parameters())
+        if declared > 2 * held:  # tied ones are declared twice at most
+            raise ValueError(f"{declared:,} parameters are declared, {held:,} are there")
+        encoder = AutoModel.from_pretrained(str(folder), trust_remote_code=False, use_safetensors=True, local_files_only=True)
+    except REFUSALS as error:
+        raise UserError(f"text.pretrained {name}: no text encoder that transformers can read ({told_by(error)}); name another one") from error
+    return tokenizer(folder), encoder.requires_grad_(False)

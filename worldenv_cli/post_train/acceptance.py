@@ -21,6 +21,8 @@ from ..stages import needs, save_dataset
 from .filtered import clone_on_successes
 from .lineage import all_real_data, candidates, read_gate, start_of
 
+DEPENDS_ON = ("env.tasks", "post_train.unknown_instruction")  # of the recipe, beside what the candidates and their tests depend on
+
 
 def choose(counts: dict[str, dict[str, dict]], task: str, names: Sequence[str]) -> str:
     """The candidate with the most successes on the same validation starts; of equals the last. counts: {candidate: {task: {"successes", ...}}}."""
@@ -39,7 +41,7 @@ def play_test(run: Run, candidate: str, policy: str) -> None:
         episodes = play(run.env(), chosen, run.model(policy, "policy"), description=f"acceptance test: {policy}", keep=run.kept(name))
         save_dataset(run, folder, episodes, provenance, f"acceptance test of {policy}", environment_steps(episodes))
 
-    run.artifact(name, {"validation": recipe.post_train.validation, **run.settings("env")}, needs(policy), make)
+    run.artifact(name, run.settings("post_train.validation", "env"), needs(policy), make)
 
 
 def accepted(run: Run, name: str, kind: str) -> None:
@@ -52,9 +54,9 @@ def accepted(run: Run, name: str, kind: str) -> None:
         for task in run.recipe.env.tasks:
             usable = list(found) if task in opened else ["sft", "start"]
             choice[task] = choose(counts, task, usable) if counts else usable[-1]
-        _save(run, folder, provenance, name, found, choice, "start", counts)
+        _save(run, folder, provenance, name, found, choice, counts)
 
-    run.artifact(name, {"tasks": run.recipe.env.tasks}, needs(*found.values(), f"rounds/{rounds}/gate", *tests.values()), make)
+    run.artifact(name, run.settings(*DEPENDS_ON), needs(*found.values(), f"rounds/{rounds}/gate", *tests.values()), make)
 
 
 def rival(run: Run) -> None:
@@ -64,13 +66,24 @@ def rival(run: Run) -> None:
     def make(folder, provenance):
         counts = _counts(run, tests)
         choice = {task: "sft" if counts and choose(counts, task, list(counts)) == "sft" else "cloned" for task in run.recipe.env.tasks}
-        _save(run, folder, provenance, "rival", members, choice, "cloned", counts)
+        _save(run, folder, provenance, "rival", members, choice, counts)
 
-    run.artifact("rival", {"tasks": run.recipe.env.tasks}, needs(*members.values(), *tests.values()), make)
+    run.artifact("rival", run.settings(*DEPENDS_ON), needs(*members.values(), *tests.values()), make)
 
 
-def _save(run: Run, folder, provenance: dict, name: str, members: dict[str, str], choice: dict[str, str], default: str, counts: dict) -> None:
-    policies = {member: run.model(artifact, "policy") for member, artifact in members.items()}
+def default_member(members: Sequence[str], choice: dict[str, str], unknown_instruction: str) -> str | None:
+    """Who plays an instruction that is near none: of the members, from the first policy to the last, the last one that a task uses; or "sft"; or
+    nobody. choice: {task: member}.
+    """
+    if unknown_instruction == "refuse":
+        return None
+    return "sft" if unknown_instruction == "sft" else [name for name in members if name in choice.values()][-1]
+
+
+def _save(run: Run, folder, provenance: dict, name: str, members: dict[str, str], choice: dict[str, str], counts: dict) -> None:
+    """Only the members that something uses are kept."""
+    default = default_member(list(members), choice, run.recipe.post_train.unknown_instruction)
+    policies = {member: run.model(artifact, "policy") for member, artifact in members.items() if member in {default, *choice.values()}}
     policy = ChosenPolicy(policies, {run.recipe.env.tasks[task]: member for task, member in choice.items()}, default)
     write_json(folder / "acceptance.json", {"choice": choice, "counts": counts})
     say(f"{name}: " + ", ".join(f"{task} by {member}" for task, member in choice.items()))

@@ -29,5 +29,4 @@ def clone_on_successes(run: Run, name: str, start: str, datasets: list[str]) -> 
         fine_tune(policy, kept, run.recipe.post_train.filter, seed=run.recipe.seed + 1, **part)
         save_model(folder, "policy", policy, provenance, cards.policy("fine-tuned on demonstrations and successful rollouts", kept, policy))
 
-    chosen = {"filter": run.settings("post_train")["post_train"]["filter"], "seed": run.recipe.seed}
-    run.artifact(name, chosen, needs(start, *datasets), make, together=True)
+    run.artifact(name, run.settings("post_train.filter"), needs(start, *datasets), make, together=True)

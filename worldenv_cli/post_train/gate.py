@@ -7,21 +7,13 @@ simulator's replay of the same actions. If the second disagrees with the first t
 from collections.abc import Sequence
 
 import numpy as np
-from pydantic import Field
 
-from ..config import Config
 from ..data.dataset import Episode
 from ..reflector.calibration import Scored, measure
 from ..reflector.compact import Reflector
 from ..reflector.train import imagined_sequences, real_sequences, score_sequences
 from ..simulator.simulator import Simulator
-
-
-class GateConfig(Config):
-    gap: float = Field(0.2, ge=0, description="largest |reflector - true success| on real and on imagined frames, over unseen episodes")
-    auc: float = Field(0.8, ge=0, le=1, description="smallest ROC-AUC of the reflector on imagined frames")
-    success_min: float = Field(0.1, ge=0, le=1, description="tasks that succeed more rarely give no signal")
-    success_max: float = Field(0.97, ge=0, le=1, description="tasks that succeed more often have no room")
+from .config import GateConfig
 
 
 def judged(episode: Scored, threshold: float) -> float:

@@ -6,11 +6,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from pydantic import Field
 
 from .. import distributed
 from ..artifacts import Checkpoint, load_optimizer, optimizer_tensors, under
-from ..config import Config
 from ..errors import UserError
 from ..policies.lora import AdaptedPolicy
 from ..policies.observation import Observation
@@ -19,30 +17,9 @@ from ..policies.sft import ChunkSamples, SFTConfig, sft_loss
 from ..progress import Metrics, check_finite, track
 from ..simulator.simulator import History
 from ..world_env import WorldEnv
+from .config import UpdatesConfig
 from .objective import clipped_objective, leave_one_out
 from .rollouts import Rollouts, imagine
-
-
-class UpdatesConfig(Config):
-    updates: int = Field(25, ge=1, description="at most, in a round")
-    starts: int = Field(16, ge=1, description="groups in an update, of all processes together")
-    group: int = Field(8, ge=2, description="imagined episodes from one start")
-    middle: float = Field(0.5, ge=0, lt=1, description="share of groups that start at logged moments instead of first frames")
-    clip: float = Field(0.2, gt=0)
-    backbone_rate: float = Field(1e-4, gt=0, description="learning rate of LoRA")
-    head_rate: float = Field(5e-5, gt=0, description="learning rate of the heads")
-    epochs: int = Field(1, ge=1, description="passes over an update's decisions")
-    minibatch: int = Field(256, ge=1, description="decisions in a gradient step, of all processes together")
-    microbatch: int | None = Field(None, ge=1, description="decisions in a forward pass, gradients added up; a whole minibatch where not given")
-    rescore: bool = Field(False, description="score samples again in the passes of training, before the first step: for bf16")
-    anchor: float = Field(0.3, ge=0, description="weight of the SFT loss on real successes")
-    hold: float = Field(1.0, ge=0, description="weight of KL(start || tuned) on real frames of closed tasks")
-    gain_cap: float = Field(0.12, gt=0, description="a task's imagined success may rise by this much in a round, then its groups stop")
-    kl_budget: float = Field(4.0, gt=0, description="mean KL(start || tuned) of a chunk on imagined frames, nats; a round ends when it is spent")
-    kl_rows: int = Field(256, ge=1, description="decisions of an update from which that KL is measured")
-    checkpoint_every: int = Field(5, ge=1, description="updates")
-    check_every: int = Field(5, ge=1, description="updates between two measurements of imagined success against the cap")
-    advantage_scale: float = Field(1.0, ge=0, description="0 makes the control arm: everything but the reward")
 
 
 @dataclass

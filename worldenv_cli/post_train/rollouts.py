@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import UserError
+from ..policies.checks import check_actions
 from ..policies.observation import Observation
 from ..policies.policy import joined
 from ..simulator.simulator import History
@@ -51,10 +53,12 @@ def _imagine_batch(env: WorldEnv, policy, histories, group_size, generator, expl
     while alive.any():
         seen = Observation.from_vector_env(observation).rows(alive)
         act = policy.act(seen, explore=explore, generator=generator)
+        check_actions(act.chunk, seen)
         chunks = np.zeros(env.action_space.shape, np.float32)
         chunks[alive] = np.clip(act.chunk, -1, 1)
         observation, rewards, terminated, truncated, info = env.step(chunks)
         rows = np.flatnonzero(alive)
+        _check_imagined(states=info["states"][rows], rewards=rewards, scores=info["scores"][rows])
         decisions.append((seen, act.trace, act.encoded if policy.reusable else {}, act.log_prob, info["played"][rows], rows))
         over = terminated | truncated
         reward[over[:episodes]] = rewards[over]
@@ -72,6 +76,14 @@ def _imagine_batch(env: WorldEnv, policy, histories, group_size, generator, expl
         group=np.repeat(np.arange(len(histories)), group_size),
         control_steps=env.control_steps - before,
     )
+
+
+def _check_imagined(**values: np.ndarray) -> None:
+    """Raise UserError where simulator or reflector answer with a number that is not finite: it would be learned from."""
+    for name, numbers in values.items():
+        if not np.isfinite(numbers).all():
+            model = "simulator" if name == "states" else "reflector"
+            raise UserError(f"imagined {name} are not finite: the {model} is damaged or was given what is; make it again, or download it again")
 
 
 def _stacked(observations: list[Observation]) -> Observation:

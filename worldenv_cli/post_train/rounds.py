@@ -5,38 +5,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from pydantic import Field
 
-from ..config import Config
 from ..data.dataset import Episode
-from ..policies.lora import LoraSettings
 from ..policies.observation import Observation
-from ..policies.sft import SFTConfig
-from ..reflector.train import CalibrateConfig
-from ..simulator.train import SimulateConfig
-from ..training import TrainingConfig
 from ..world_env import WorldEnv
-from .gate import GateConfig
-from .loop import StartPool, UpdatesConfig
+from .loop import StartPool
 from .rollouts import imagine
-
-
-class PostTrainConfig(Config):
-    rounds: int = Field(2, ge=1)
-    probe: int = Field(20, ge=0, description="real episodes of each task between two rounds, counted; 0: fully offline, the paper's setting")
-    probe_noise: tuple[float, ...] = (0.0, 0.08)
-    resets: int = Field(60, ge=0, description="extra first frames of each task: a reset each, no environment step")
-    validation: int = Field(25, ge=0, description="real starts of each task, to choose SFT, start or tuned; 0: no test, open tasks are tuned")
-    lora: LoraSettings = LoraSettings()
-    gate: GateConfig = GateConfig()
-    updates: UpdatesConfig = UpdatesConfig()
-    filter: SFTConfig = SFTConfig(steps=200, learning_rate=5e-4, scale_steps=60)
-    refresh_simulator: SimulateConfig = SimulateConfig(
-        proprioception=TrainingConfig(steps=100, batch=64, learning_rate=1e-3, weight_decay=0.0),
-        video=TrainingConfig(steps=110, batch=24, learning_rate=7e-4, weight_decay=0.01, average=0.99),
-    )
-    refresh_reflector: CalibrateConfig = CalibrateConfig(training=TrainingConfig(steps=110, batch=32, learning_rate=5e-4, weight_decay=0.05))
-    control: bool = Field(True, description="also run the last round with its advantages set to zero")
 
 
 def imagined_success(policy, env: WorldEnv, pool: StartPool, tasks: Sequence[str], count: int, seed: int) -> dict[str, float]:

@@ -24,6 +24,7 @@ from ..pipeline import Run
 from ..policies.lora import AdaptedPolicy
 from ..policies.sft import ChunkSamples
 from ..progress import say
+from ..recipe import Recipe
 from ..rollout import environment_steps, play
 from ..simulator.simulator import History
 from ..simulator.train import train_simulator
@@ -41,11 +42,17 @@ MEASURED_EPISODES = 48  # imagined, of each task: where a start stands, and how 
 PROBE_SPLITS = ("train", "train", "calibration", "held-out")
 
 
-def post_train(run: Run) -> None:
-    config, unseen = run.recipe.post_train, set(run.recipe.policy.cameras) - {run.recipe.simulator.camera}
+def check_cameras(recipe: Recipe) -> None:
+    """Raises UserError for a policy that looks through a camera which the simulator does not draw: it cannot act in imagination."""
+    drawn = recipe.simulator.camera
+    unseen = [camera for camera in recipe.policy.cameras if camera != drawn]
     if unseen:
-        told = f"the simulator draws {run.recipe.simulator.camera!r} alone"
-        raise UserError(f"policy.cameras: the policy also looks through {sorted(unseen)[0]!r}, but {told}; choose that camera to post-train")
+        told = f"the simulator draws {drawn!r} alone"
+        raise UserError(f"policy.cameras: the policy also looks through {unseen[0]!r}, but {told}; choose that camera to post-train")
+
+
+def post_train(run: Run) -> None:
+    config = run.recipe.post_train
     for number in range(1, config.rounds + 1):
         clone_on_successes(run, start_of(number), "sft" if number == 1 else start_of(number - 1), real_data(run, number))
         if number > 1:
@@ -68,7 +75,6 @@ def _refresh(run: Run, number: int) -> None:
     """Simulator and reflector of the round before, trained on with all real data so far."""
     config, (simulator_name, reflector_name) = run.recipe.post_train, models_of(number)
     before, datasets = models_of(number - 1), real_data(run, number)
-    chosen = run.settings("post_train")["post_train"]
 
     def make_simulator(folder, provenance):
         from ..simulator.fidelity import fidelity
@@ -86,11 +92,10 @@ def _refresh(run: Run, number: int) -> None:
         episodes = [e for name in datasets for e in run.episodes(name)]
         make_reflector(run, reflector_name, folder, provenance, reflector, simulator, episodes, config.refresh_reflector)
 
-    seeded = {"seed": run.recipe.seed}
-    run.artifact(simulator_name, {"refresh": chosen["refresh_simulator"]} | seeded, needs(before[0], "sft", *datasets), make_simulator, together=True)
-    run.artifact(
-        reflector_name, {"refresh": chosen["refresh_reflector"]} | seeded, needs(before[1], simulator_name, *datasets), make_reflector_, together=True
-    )
+    chosen = run.settings("post_train.refresh_simulator")
+    run.artifact(simulator_name, chosen, needs(before[0], "sft", *datasets), make_simulator, together=True)
+    chosen = run.settings("post_train.refresh_reflector")
+    run.artifact(reflector_name, chosen, needs(before[1], simulator_name, *datasets), make_reflector_, together=True)
 
 
 def _gate(run: Run, number: int) -> None:
@@ -112,7 +117,7 @@ def _gate(run: Run, number: int) -> None:
         found = {"round": number, "table": table, "open_tasks": open_tasks, "baseline": baseline, "errors": errors}
         write_artifact(folder, "gate", found, None, provenance, cards.gate(number, table))
 
-    chosen = run.settings("env", "world_env") | {"gate": config.gate.model_dump(mode="json"), "resets": config.resets}
+    chosen = run.settings("env", "world_env", "post_train.gate", "post_train.resets")
     run.artifact(name, chosen, needs(start_of(number), *models_of(number), *datasets), make)
 
 
@@ -132,8 +137,10 @@ def _imagination(run: Run, number: int) -> tuple[WorldEnv, StartPool]:
 
 @lru_cache(maxsize=1)
 def _first_frames(run: Run, number: int) -> list[tuple[str, History]]:
-    """A round's extra resets: its gate, its updates and its control begin from the same ones."""
+    """A round's extra resets: its gate, its updates and its control begin from the same ones. Without any, no environment is opened."""
     recipe = run.recipe
+    if not recipe.post_train.resets:
+        return []
     return reset_frames(run.env(), starts("frames", recipe.env.tasks, recipe.post_train.resets, offset=1000 * number, run_seed=recipe.seed))
 
 
@@ -168,10 +175,9 @@ def _tuned(run: Run, number: int, kind: str, updates: UpdatesConfig) -> None:
         write_json(folder / "round.json", {"round": number, **result})
         save_model(folder, "policy", policy, provenance, cards.policy(f"post-trained in imagination, round {number}", kept, policy.policy))
 
-    chosen = run.settings("post_train", "world_env", "env")
-    relevant = {key: chosen["post_train"][key] for key in ("resets", "lora", "filter")} | {"updates": updates.model_dump(mode="json")}
-    relevant |= {key: chosen[key] for key in ("world_env", "env", "seed")}
-    run.artifact(name, relevant, needs(start_of(number), f"rounds/{number}/gate", *models_of(number), *datasets), make, together=True)
+    chosen = run.settings("world_env", "env", *(f"post_train.{part}" for part in ("resets", "lora", "filter", "updates")))
+    chosen["post_train.updates"] = updates.model_dump(mode="json")
+    run.artifact(name, chosen, needs(start_of(number), f"rounds/{number}/gate", *models_of(number), *datasets), make, together=True)
 
 
 def _probe(run: Run, number: int) -> None:
@@ -195,4 +201,4 @@ def _probe(run: Run, number: int) -> None:
             episode.info["split"] = PROBE_SPLITS[(index // len(tasks)) % len(PROBE_SPLITS)]
         save_dataset(run, folder, episodes, provenance, f"probe of the policy of round {number}", environment_steps(episodes))
 
-    run.artifact(name, {"probe": config.probe, "noise": config.probe_noise, **run.settings("env")}, needs(tuned), make)
+    run.artifact(name, run.settings("env", "post_train.probe", "post_train.probe_noise"), needs(tuned), make)

@@ -1,7 +1,8 @@
 """Making the reflector's word a probability, choosing when to stop, and measuring both on episodes it has not seen.
 
 The threshold is not set by hand (the paper's eta = 0.5): it is the smallest one that, on calibration episodes, stops at most a stated share of
-the failed ones. Calibration episodes and the held-out ones on which errors are reported are different episodes.
+the failed ones. Where these are too few for that share, nothing can be promised and the reflector never stops. Calibration episodes and the
+held-out ones on which errors are reported are different episodes.
 """
 
 from collections.abc import Sequence
@@ -9,15 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from pydantic import Field
 
-from ..config import Config
 from ..evaluation.statistics import auc, expected_calibration_error
+from .config import CalibrationConfig
 
-
-class CalibrationConfig(Config):
-    false_termination: float = Field(0.05, gt=0, lt=1, description="share of failed episodes that may be stopped as successes")
-    threshold_min: float = Field(0.3, ge=0, le=1, description="never stop below this probability, however clean the calibration episodes are")
+NEVER = 2.0  # a threshold that no probability reaches
 
 
 @dataclass
@@ -52,17 +49,34 @@ def fit_scale_and_offset(logits: np.ndarray, labels: np.ndarray, weights: np.nda
     return float(found[0].exp()), float(found[1])
 
 
-def choose_threshold(episodes: Sequence[Scored], config: CalibrationConfig) -> float:
-    """The smallest threshold under which at most the stated share of failed episodes is ever stopped.
+def failures(episodes: Sequence) -> int:
+    return sum(not episode.success[-1] for episode in episodes)
 
-    With n failed episodes the ceil((n + 1)(1 - rate))-th smallest best score is taken (split conformal), or one above the largest.
+
+def failures_needed(rate: float) -> int:
+    """The fewest failed calibration episodes from which a threshold can be had that stops at most a share `rate` of failures: 1 / rate - 1."""
+    count = max(int(1 / rate) - 1, 1)
+    while _rank(count, rate) > count:
+        count += 1
+    return count
+
+
+def _rank(count: int, rate: float) -> int:
+    """Split conformal: which of `count` best scores of failed episodes, from 1 and smallest first, a new one exceeds at most at this rate."""
+    return int(np.ceil((count + 1) * (1 - rate)))
+
+
+def choose_threshold(episodes: Sequence[Scored], config: CalibrationConfig) -> float:
+    """The smallest threshold under which at most the stated share of failed episodes is ever stopped, those still to come included.
+
+    With n failed episodes it is just above the ceil((n + 1)(1 - rate))-th smallest best score (split conformal); above 1, so that nothing stops,
+    where that one is 1. NEVER with fewer than `failures_needed(rate)`.
     """
     failed = np.sort([episode.best for episode in episodes if not episode.success[-1]])
-    rank = int(np.ceil((len(failed) + 1) * (1 - config.false_termination))) - 1
-    if len(failed) == 0:
-        return max(0.5, config.threshold_min)
-    chosen = failed[rank] if rank < len(failed) else failed[-1]
-    return float(np.clip(np.nextafter(np.float32(chosen), np.float32(2)), config.threshold_min, 0.999))
+    rank = _rank(len(failed), config.false_termination)
+    if rank > len(failed):
+        return NEVER
+    return float(np.maximum(np.nextafter(np.float32(failed[rank - 1]), np.float32(2)), np.float32(config.threshold_min)))
 
 
 def measure(episodes: Sequence[Scored], threshold: float) -> dict:

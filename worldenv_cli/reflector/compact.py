@@ -10,25 +10,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..config import Config
 from ..packing import normalised, pack
-from ..policies.text import TextConfig, TextEncoder
+from ..policies.text import TextEncoder
 from ..pretrained import Pretrained
-
-BLOCK = 4  # pixels a side that are folded into channels: see packing.py
-
-
-class ReflectorConfig(Config):
-    camera: str = "front"
-    resolution: int = 64
-    channels: tuple[int, int, int] = (64, 64, 96)
-    width: int = 128
-    lookback: tuple[int, ...] = Field((1, 3), description="earlier frames beside each frame, in control steps before it; the first one comes on top")
-    text: TextConfig = TextConfig()
+from .config import BLOCK, ReflectorConfig
 
 
 @dataclass

@@ -24,3 +24,10 @@ def measured_errors(real: Sequence[Scored], imagined: Sequence[Scored], threshol
         ],
         "reliability": [list(row) for row in reliability(frames, labels)],
     }
+
+
+def why_never(shortage: dict) -> str:
+    """One sentence of `train.calibrate`'s shortage of failed episodes."""
+    failed, needed, share = shortage["failed"], shortage["needed"], shortage["false_termination"]
+    promise = f"{needed} are needed to promise that it stops {100 * share:g}% of failures at most"
+    return f"It never stops an episode: {failed} failed calibration episodes, {promise}"

@@ -8,26 +8,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch.nn import functional as F
 
-from ..config import Config
 from ..data.dataset import Episode
 from ..packing import normalised, pack, shifted
 from ..progress import track
 from ..simulator.simulator import Simulator, history_until
-from ..training import TrainingConfig, train
-from .calibration import CalibrationConfig, Scored, choose_threshold, fit_scale_and_offset
-from .compact import BLOCK, Reflector
-
-
-class CalibrateConfig(Config):
-    training: TrainingConfig = TrainingConfig(steps=600, batch=32, learning_rate=1e-3, weight_decay=0.05)
-    frames: int = Field(8, ge=2, description="frames of each sequence in a training sample")
-    calibration: CalibrationConfig = CalibrationConfig()
-    calibration_share: float = Field(0.2, gt=0, lt=1, description="share of the exploration that sets scale, offset and threshold")
-    shift: int = Field(2, ge=0, description="random shift of the pictures, pixels")
-    swapped: float = Field(0.1, ge=0, le=1, description="share of samples with another task's instruction, labelled as failures")
+from ..training import train
+from .calibration import Scored, choose_threshold, failures, failures_needed, fit_scale_and_offset
+from .compact import Reflector
+from .config import BLOCK, CalibrateConfig, CalibrationConfig
 
 
 @dataclass
@@ -111,8 +101,10 @@ def score_sequences(reflector: Reflector, sequences: Sequence[LabelledFrames]) -
     return [Scored(s.task, score, s.success) for s, score in zip(sequences, scores)]
 
 
-def calibrate(reflector: Reflector, real: Sequence[LabelledFrames], imagined: Sequence[LabelledFrames], config: CalibrationConfig) -> None:
+def calibrate(reflector: Reflector, real: Sequence[LabelledFrames], imagined: Sequence[LabelledFrames], config: CalibrationConfig) -> dict | None:
     """Set scale, offset and threshold from calibration episodes, real and imagined alike; the stricter of the two thresholds is used.
+
+    Returns None, or where too few of them failed for a threshold {"failed", "needed", "false_termination"}: the reflector then never stops.
 
     An episode's last frame weighs as much as all the others together: it is the one that is rewarded, and most frames are long before success,
     where any reflector is right.
@@ -126,3 +118,5 @@ def calibrate(reflector: Reflector, real: Sequence[LabelledFrames], imagined: Se
     reflector.calibration.copy_(torch.tensor(fit_scale_and_offset(logits, labels, weights)))
     thresholds = [choose_threshold(score_sequences(reflector, kind), config) for kind in (real, imagined)]
     reflector.threshold.fill_(max(thresholds))
+    failed, needed = min(failures(real), failures(imagined)), failures_needed(config.false_termination)
+    return {"failed": failed, "needed": needed, "false_termination": config.false_termination} if failed < needed else None

@@ -4,35 +4,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from ..config import Config
 from ..data.dataset import Episode
 from ..packing import normalised, pack, quantised, unpack
 from ..pretrained import Pretrained
 from .bank import PoseBank
 from .conditioning import ActionMaps
+from .config import SimulatorConfig
 from .proprioception import ProprioceptionModel
-from .unet import Conditions, UNetConfig, VideoUNet, context_frames, side_by_side
-
-
-class SimulatorConfig(Config):
-    """Everything that is needed to build a simulator again; what the dataset fixes is filled in when it is trained."""
-
-    camera: str = "front"
-    resolution: int = 64
-    chunk: int = 4
-    intrinsics: tuple[tuple[float, float, float], ...] = Field((), description="(3, 3) pixels; from the dataset")
-    extrinsics: tuple[tuple[float, float, float, float], ...] = Field((), description="(4, 4) world to camera; from the dataset")
-    action_unit: tuple[tuple[float, ...], ...] = Field(
-        (), description="(S, A): what a unit of action adds to the controller's target; from the dataset"
-    )
-    opening: tuple[float, ...] = Field((0.0, 0.0, 0.0, 1.0), description="(S,): weights of the state in the gripper's opening; from the dataset")
-    table: float = Field(0.0, description="height of what the hand casts its foot point on, metres; from the dataset")
-    bank: int = Field(6000, ge=1, description="real frames kept to copy from")
-    hidden: int = Field(128, ge=1, description="width of the recurrent proprioception model")
-    unet: UNetConfig = UNetConfig()
+from .unet import Conditions, VideoUNet, context_frames, side_by_side
 
 
 @dataclass

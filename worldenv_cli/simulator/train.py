@@ -4,25 +4,16 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from ..config import Config
 from ..data.dataset import Episode
 from ..packing import normalised, pack, quantised
 from ..training import TrainingConfig, one_thread, train
 from .bank import PoseBank
 from .conditioning import ActionMaps
+from .config import SimulateConfig
 from .simulator import Simulator
 from .unet import Conditions, VideoUNet
-
-
-class SimulateConfig(Config):
-    proprioception: TrainingConfig = TrainingConfig(steps=300, batch=64, learning_rate=3e-3, weight_decay=0.0)
-    video: TrainingConfig = TrainingConfig(steps=900, batch=32, learning_rate=1e-3, weight_decay=0.01, average=0.995)
-    context_noise: float = Field(0.06, ge=0, description="largest noise on context frames, in [-1, 1] units: errors of its own look like it")
-    own_frames: float = Field(0.5, ge=0, lt=1, description="share of samples that go on from frames which the simulator has made itself")
-    motion_weight: float = Field(8.0, ge=0, description="extra weight of pixels that change, per unit of change")
 
 
 class Windows:

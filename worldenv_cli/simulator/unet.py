@@ -12,29 +12,18 @@ diffusers' flow-matching scheduler make a sample. `regression`: there is no targ
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..config import Config
 from ..packing import normalised
 from .bank import ALIKE
 from .conditioning import MAP_CHANNELS
+from .config import UNetConfig
 
 SOURCES = 3 + ALIKE  # of every pixel: the last frame, the first one, those alike in pose, and what is newly made
-
-
-class UNetConfig(Config):
-    channels: tuple[int, ...] = (32, 64, 96)
-    layers: int = Field(1, ge=1, description="residual blocks at each resolution")
-    block: Literal[1, 2, 4, 8] = Field(4, description="pixels a side that one position of the network holds")
-    memory: tuple[int, ...] = Field((0, 1, 6), description="context frames, in control steps before the chunk; the first frame comes on top")
-    objective: Literal["regression", "flow"] = "regression"
-    denoising_steps: int = Field(3, ge=1, description="Euler steps of the flow sampler")
 
 
 @dataclass

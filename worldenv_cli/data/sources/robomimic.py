@@ -56,7 +56,8 @@ def open_robomimic(path: Path, config: SourceConfig) -> Source:
         robot=first.settings.robot,
         state_names=first.state_names,
         action_names=controller.names if controller else _action_names(config, first.action_size),
-        action={"meaning": _meaning(first.settings, controller, config), "unit": controller.unit if controller else None},
+        action={"meaning": _meaning(first.settings, controller, config), "unit": controller.unit if controller else None}
+        | ({"absolute": True} if controller and controller.absolute else {}),
         cameras=_cameras(first, names),
         episodes=[Listed(f"{demo.file.name}: {demo.name}", demo.instruction, demo.steps, (demo,)) for demo in demos],
         read=lambda listed, cameras: _read(listed, cameras, config, outcomes),

@@ -54,7 +54,7 @@ class Source:
     robot: str | None  # None: unknown
     state_names: list[str]
     action_names: list[str]
-    action: dict  # {"meaning", "unit": the physical size of 1 in each dimension of a normalized controller input, or None}; no scale in it
+    action: dict  # {"meaning", "unit": physical size of 1 of a normalized controller input, or None, "absolute": True for targets}; no scale in it
     cameras: dict[str, dict]  # {camera: {"orientation" (None: unknown), "size" [H, W], and intrinsics and extrinsics where known}}
     episodes: list[Listed]
     read: Callable[[Listed, Sequence[str]], Episode]

@@ -19,12 +19,17 @@ from torch import Tensor
 
 from ...artifacts import misfits
 from ...atomic import read_json
+from ...confine import inside
 from ...errors import UserError
-from .files import AGAIN, Shapes, adapter_changes, head_tensors, read_shards, shard_paths, tensor_shapes
+from ..parts import REFUSALS, told_by
+from ..shards import check_layers, layer_count, stored
+from .files import Shapes, adapter_changes, head_tensors, heads_on_the_hub, read_shards
 from .inputs import ImageConfig, Prompts, Statistics
-from .model import HeadConfig, OpenVLA, OpenVLAConfig, TowerConfig
+from .model import HeadConfig, L1ActionHead, OpenVLA, OpenVLAConfig, ProprioProjector, TowerConfig
 
+HEAD_FILES, HEAD_BLOCKS = ("action_head", "proprio_projector"), 2
 HEADS = {"vit_large_patch14_reg4_dinov2.lvd142m": 16, "vit_so400m_patch14_siglip_224": 16}  # of attention: weights do not tell
+MIXED = "weights, heads and config.json are not of one checkpoint"
 TOWERS = {"dino": "vision_backbone.featurizer.", "siglip": "vision_backbone.fused_featurizer."}
 
 
@@ -60,26 +65,26 @@ def load_openvla(
     Raises UserError for other models, missing, damaged or contradicting files, statistics of another robot, tensors that do not fit.
     """
     folder = Path(folder)
-    declared = _declared(folder)
-    if found := sorted(path.name for path in folder.glob("vision_backbone--*")):
-        raise UserError(f"{folder}: {found[0]} is a FiLM vision backbone, expected none: policies with language in their towers are not supported")
-    paths = shard_paths(folder)
-    shapes = tensor_shapes(paths)
-    parts = {name: head_tensors(folder, name) for name in ("action_head", "proprio_projector")}
+    declared = read_declared(folder)
+    key, statistics = read_statistics(folder, declared, unnorm_key, bounds)
+    held = stored(folder)
+    shapes = {name: shape for name, (_, shape) in held.items()}
+    parts = _heads(folder, shapes, statistics) if weights is False else {name: head_tensors(folder, name) for name in HEAD_FILES}
     if head == "l1" and parts["action_head"] is None:
-        raise UserError(f"{folder}: no action_head--*_checkpoint.pt, expected the L1 head there; {AGAIN}, or use its action tokens (head: tokens)")
+        raise UserError(
+            f"{folder}: no action_head--*_checkpoint.pt, expected the L1 head there: set policy.actions=tokens for a policy that answers in tokens, "
+            "or policy.new_head=true to train a head on a base model"
+        )
     if head == "tokens":
         parts["action_head"] = None
-    key, statistics = _statistics(folder, declared, unnorm_key, bounds)
-    change = adapter_changes(folder, shapes) if adapter else {}
+    change = adapter_changes(folder, shapes) if adapter and weights else {}
     extra = {f"{name}.{tensor}": value for name, part in parts.items() for tensor, value in (part or {}).items()}
     shapes |= {name: tuple(tensor.shape) for name, tensor in extra.items()}
     config = _sizes(folder, declared, shapes, images, chunk, statistics)
-    model = OpenVLA.empty(config)
-    origins = {name: published(name) for name in model.state_dict()}
-    _check_fit(folder, model, origins, shapes)
+    origins = _origins(folder, config, shapes)
     _check_robot(folder, config, key, statistics)
-    for tensors in read_shards(paths, set(origins.values()), dtype, change) if weights else ():
+    model = OpenVLA.empty(config)
+    for tensors in read_shards(held, set(origins.values()), dtype, change) if weights else ():
         _assign(model, {name: _converted(name, tensors[origin]) for name, origin in origins.items() if origin in tensors})
     if weights:
         _assign(model, {name: tensor.to(dtype, copy=True) for name, tensor in extra.items()})
@@ -89,8 +94,9 @@ def load_openvla(
     return OpenVLACheckpoint(model.eval(), Prompts.from_folder(folder, config.language.padding), ImageConfig(side=side), statistics, key)
 
 
-def _declared(folder: Path) -> dict:
-    path = folder / "config.json"
+def read_declared(folder: Path) -> dict:
+    """config.json, once it is known to be OpenVLA's and of towers that are known."""
+    path = inside(folder, "config.json", folder)
     if not path.is_file():
         raise UserError(f"{path}: missing, expected an OpenVLA checkpoint's; check the path")
     declared = read_json(path)
@@ -101,15 +107,29 @@ def _declared(folder: Path) -> dict:
     ids = declared.get("timm_model_ids")
     if ids != list(HEADS):
         raise UserError(f"{path}: timm_model_ids are {ids}, expected {list(HEADS)}; towers of other kinds are not supported")
+    if found := sorted(path.name for path in folder.glob("vision_backbone--*")):
+        raise UserError(f"{folder}: {found[0]} is a FiLM vision backbone, expected none: policies with language in their towers are not supported")
     return declared
 
 
-def _statistics(folder: Path, declared: dict, key: str | None, bounds: Literal["quantiles", "extremes"]) -> tuple[str, Statistics]:
+def read_statistics(folder: Path, declared: dict, key: str | None, bounds: Literal["quantiles", "extremes"]) -> tuple[str, Statistics]:
     """dataset_statistics.json is written by the fine-tuning; config.json's norm_stats are the base model's, and only used without it."""
-    path = folder / "dataset_statistics.json"
+    path = inside(folder, "dataset_statistics.json", folder)
     if path.is_file():
         return Statistics.choose(read_json(path), key, path, bounds)
     return Statistics.choose(declared.get("norm_stats") or {}, key, folder / "config.json (norm_stats)", bounds)
+
+
+def _heads(folder: Path, shapes: Shapes, statistics: Statistics) -> dict[str, dict[str, Tensor] | None]:
+    """The heads as shapes. Of a Hub repository they are not downloaded for this: they have the sizes that OpenVLA-OFT gives every head."""
+    there = heads_on_the_hub(folder)
+    if there is None:
+        return {name: head_tensors(folder, name) for name in HEAD_FILES}
+    width = _common(shapes, r"language_model\.model\.layers\.\d+\..*norm\.weight", 0, 4096)
+    with torch.device("meta"):
+        head = L1ActionHead(width, statistics.action.size, HeadConfig(width=width, blocks=HEAD_BLOCKS)).state_dict()
+        felt = ProprioProjector(statistics.proprio.size if statistics.proprio else 1, width).state_dict()
+    return {name: part if name in there else None for name, part in (("action_head", head), ("proprio_projector", felt))}
 
 
 def _assign(model: OpenVLA, tensors: dict[str, Tensor]) -> None:
@@ -160,12 +180,20 @@ def _published_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape
 
 
-def _check_fit(folder: Path, model: OpenVLA, origins: dict[str, str], shapes: Shapes) -> None:
+def _origins(folder: Path, config: OpenVLAConfig, shapes: Shapes) -> dict[str, str]:
+    """{the model's tensor: its name in the files}, once all are known to fit; until then nothing has memory, not even what no file holds."""
+    try:
+        with torch.device("meta"):
+            model = OpenVLA(config)
+    except (*REFUSALS, AssertionError) as error:
+        raise UserError(f"{folder}: no OpenVLA of these sizes can be built ({told_by(error)}): {MIXED}") from error
+    origins = {name: published(name) for name in model.state_dict()}
     wanted = {origins[name]: _published_shape(name, tuple(tensor.shape)) for name, tensor in model.state_dict().items()}
     wanted |= _unused("dino", model.config.dino, wanted) | _unused("siglip", model.config.siglip, wanted)
     problems = misfits(wanted, shapes)
     if problems:
-        raise UserError(f"{folder}: its tensors do not fit OpenVLA ({problems}); {AGAIN}")
+        raise UserError(f"{folder}: its tensors do not fit OpenVLA ({problems}): {MIXED}")
+    return origins
 
 
 def _unused(name: str, tower: TowerConfig, wanted: Shapes) -> Shapes:
@@ -189,15 +217,16 @@ def _unused(name: str, tower: TowerConfig, wanted: Shapes) -> Shapes:
 
 def _sizes(folder: Path, declared: dict, shapes: Shapes, images: int, chunk: int, statistics: Statistics) -> OpenVLAConfig:
     """What the tensors say, and where they cannot, config.json. A size is what most tensors of a kind have, so that a broken one is found by name."""
-    language = _language(declared, shapes)
+    check_layers(declared, shapes, folder / "config.json")
     head = any(name.startswith("action_head.") for name in shapes)
     blocks = len({name.split(".")[3] for name in shapes if name.startswith("action_head.model.mlp_resnet_blocks.")})
     own = statistics.proprio.size if statistics.proprio else 1
     felt = any(name.startswith("proprio_projector.") for name in shapes)
     try:
+        language = _language(folder, declared, shapes)
         config = OpenVLAConfig(
-            dino=_tower("dino", shapes, declared["timm_model_ids"][0]),
-            siglip=_tower("siglip", shapes, declared["timm_model_ids"][1]),
+            dino=_tower(folder, "dino", shapes, declared["timm_model_ids"][0]),
+            siglip=_tower(folder, "siglip", shapes, declared["timm_model_ids"][1]),
             language=language,
             images=images,
             chunk=chunk,
@@ -209,19 +238,21 @@ def _sizes(folder: Path, declared: dict, shapes: Shapes, images: int, chunk: int
         )
     except ValidationError as error:
         wrong = error.errors()[0]
-        raise UserError(f"{folder}: sizes of no OpenVLA: {'.'.join(map(str, wrong['loc']))}: {wrong['msg']}; {AGAIN}") from error
+        raise UserError(f"{folder}: sizes of no OpenVLA: {'.'.join(map(str, wrong['loc']))}: {wrong['msg']}: {MIXED}") from error
+    except (AttributeError, TypeError) as error:
+        raise UserError(f"{folder / 'config.json'}: sizes of no OpenVLA ({told_by(error)})") from error
     for name, part in {"dino": config.dino, "siglip": config.siglip, "language_model": config.language}.items():
-        if part.width % part.heads:
-            raise UserError(f"{folder}: {name} is {part.width} wide, expected a multiple of its {part.heads} heads; {AGAIN}")
+        if part.heads < 1 or part.width % part.heads:
+            raise UserError(f"{folder}: {name} is {part.width} wide, expected a multiple of its {part.heads} heads: {MIXED}")
     return config
 
 
-def _tower(name: str, shapes: Shapes, timm_id: str) -> dict:
+def _tower(folder: Path, name: str, shapes: Shapes, timm_id: str) -> dict:
     prefix = re.escape(TOWERS[name])
     width = _common(shapes, prefix + r"blocks\.\d+\.norm\d\.weight", 0, HEADS[timm_id])
     return {
         "width": width,
-        "depth": _count(shapes, prefix + r"blocks\.(\d+)\.") - 1,
+        "depth": layer_count(shapes, prefix + r"blocks\.(\d+)\.", folder) - 1,
         "heads": HEADS[timm_id],
         "mlp": _common(shapes, prefix + r"blocks\.\d+\.mlp\.fc1\.bias", 0, 4 * width),
         "patch": _common(shapes, r"vision_backbone\..*patch_embed\.proj\.weight", -1, 14),
@@ -230,7 +261,7 @@ def _tower(name: str, shapes: Shapes, timm_id: str) -> dict:
     }
 
 
-def _language(declared: dict, shapes: Shapes) -> dict:
+def _language(folder: Path, declared: dict, shapes: Shapes) -> dict:
     """Published configs only say what differs from Llama 2 7B, whose 32 heads are the one size that no tensor shows."""
     text = declared.get("text_config") or {}
     layers = r"language_model\.model\.layers\.(\d+)\."
@@ -238,7 +269,7 @@ def _language(declared: dict, shapes: Shapes) -> dict:
     return {
         "vocabulary": text.get("vocab_size", _common(shapes, r"language_model\..*(lm_head|embed_tokens)\.weight", 0, 32064)),
         "width": text.get("hidden_size", _common(shapes, layers + r".*norm\.weight", 0, heads)),
-        "depth": text.get("num_hidden_layers", _count(shapes, layers)),
+        "depth": text.get("num_hidden_layers", layer_count(shapes, layers, folder)),
         "heads": heads,
         "key_value_heads": text.get("num_key_value_heads", heads),
         "mlp": text.get("intermediate_size", _common(shapes, layers + r"mlp\.(gate|up)_proj\.weight", 0, 1)),
@@ -252,10 +283,6 @@ def _common(shapes: Shapes, pattern: str, axis: int, default: int) -> int:
     """What most tensors of that name have along `axis`; `default` where there is none: they are then told as missing."""
     sizes = Counter(shape[axis] for name, shape in shapes.items() if re.fullmatch(pattern, name) and -len(shape) <= axis < len(shape))
     return sizes.most_common(1)[0][0] if sizes else default
-
-
-def _count(shapes: Shapes, pattern: str) -> int:
-    return 1 + max((int(match[1]) for name in shapes if (match := re.match(pattern, name))), default=-1)
 
 
 def _check_robot(folder: Path, config: OpenVLAConfig, key: str, statistics: Statistics) -> None:

@@ -1,9 +1,10 @@
-"""The files that hold a checkpoint's weights: safetensors in shards, pickled heads that become safetensors once, a LoRA adapter."""
+"""The files of OpenVLA-OFT that are its own: weights with an adapter put on, pickled heads that become safetensors once, a LoRA adapter."""
 
 import hashlib
 import math
 import os
 import pickle
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,91 +13,104 @@ from huggingface_hub import constants
 from torch import Tensor
 
 from ...atomic import disk_full_told, is_disk_full, opened, read_json, read_tensors
+from ...confine import inside
 from ...errors import UserError
+from ...hub import downloaded, told
+from ..shards import Stored, checked, tensors_in
 
-AGAIN = "download the checkpoint again"
 Shapes = dict[str, tuple[int, ...]]
 
 
-def shard_paths(folder: Path) -> list[Path]:
-    """The safetensors files that hold the weights. Raises UserError where one is not there."""
-    index = folder / "model.safetensors.index.json"
-    names = ["model.safetensors"]
-    if index.is_file():
-        try:
-            names = sorted(set(read_json(index)["weight_map"].values()))
-        except (KeyError, AttributeError, TypeError) as error:
-            raise UserError(f"{index} has no weight_map, expected the file of every tensor there; {AGAIN}") from error
-    climbing = [name for name in names if Path(str(name)).name != name]
-    if climbing:
-        raise UserError(f"{index}: names {climbing[0]!r}, expected files beside it; do not trust this checkpoint")
-    missing = [str(name) for name in names if not (folder / str(name)).is_file()]
-    if missing:
-        raise UserError(f"{folder}: {', '.join(missing)} missing, expected the weights there; {AGAIN}")
-    return [folder / name for name in names]
-
-
-def tensor_shapes(paths: list[Path]) -> Shapes:
-    shapes = {}
-    for path in paths:
-        with opened(path) as file:
-            shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
-    return shapes
-
-
-def read_shards(paths: list[Path], wanted: set[str], dtype: torch.dtype, change: dict[str, tuple[Tensor, Tensor]]) -> Iterator[dict[str, Tensor]]:
+def read_shards(stored: Stored, wanted: set[str], dtype: torch.dtype, change: dict[str, tuple[Tensor, Tensor]]) -> Iterator[dict[str, Tensor]]:
     """The wanted tensors of one file after the other, as `dtype`, in memory of their own.
 
     `change` {name: (scaled B, A)} is added to a tensor before it is rounded.
     """
-    for path in paths:
-        with opened(path) as file:
-            tensors = {}
-            for name in wanted.intersection(file.keys()):
-                tensor = file.get_tensor(name)
-                if name in change:
-                    tensor = tensor.float() + change[name][0] @ change[name][1]
-                tensors[name] = tensor.to(dtype, copy=True)
+    for path in sorted({path for path, _ in stored.values()}):
+        tensors = {}
+        for name, tensor in tensors_in(path, wanted):
+            if name in change:
+                tensor = tensor.float() + change[name][0] @ change[name][1]
+            tensors[name] = tensor.to(dtype, copy=True)
         yield tensors
 
 
-def head_tensors(folder: Path, name: str) -> dict[str, Tensor] | None:
-    """Tensors of `<name>--<step>_checkpoint.pt`, None where there is no such file.
-
-    The .pt is a pickle: it is read once, as plain tensors only, and kept as safetensors, beside it or in a cache under its hash.
-    """
+def head_file(folder: Path, name: str) -> Path | None:
+    """`<name>--<step>_checkpoint.pt`, or the safetensors that it was converted to where that is all there is; None where there is neither."""
     stems = sorted({path.stem for suffix in ("pt", "safetensors") for path in folder.glob(f"{name}--*_checkpoint.{suffix}")})
     if not stems:
         return None
     if len(stems) > 1:
         raise UserError(f"{folder}: {', '.join(stems)}: expected one {name}; move the others away")
-    original = folder / f"{stems[0]}.pt"
-    beside = original.with_suffix(".safetensors")
-    if not original.is_file():
-        return read_tensors(beside)
+    original = inside(folder, f"{stems[0]}.pt", folder)
+    return original if original.is_file() else inside(folder, f"{stems[0]}.safetensors", folder)
+
+
+def head_tensors(folder: Path, name: str) -> dict[str, Tensor] | None:
+    """Tensors of the head's file, None where there is no such file.
+
+    The .pt is a pickle: it is read once, as plain tensors only, and kept as safetensors, beside it or in a cache under its hash.
+    """
+    original = head_file(folder, name)
+    if original is None:
+        return None
+    if original.suffix == ".safetensors":
+        return _finite(read_tensors(original), original)
+    beside = inside(folder, f"{original.stem}.safetensors", folder)
     with original.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     cached = Path(constants.HF_HOME) / "worldenv" / f"{digest}.safetensors"
     for path in (beside, cached):
         if path.is_file() and _made_of(path) == digest:
-            return read_tensors(path)
-    tensors = _unpickled(original)
+            return _finite(read_tensors(path), original)
+    tensors = _finite(_unpickled(original), original)
     with disk_full_told(cached):
         if not (folder.stat().st_mode & 0o222 and _kept(tensors, beside, digest)):  # root may write anywhere, but is not asked to
             _kept(tensors, cached, digest)
     return tensors
 
 
+def _finite(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    return {name: checked(tensor, name, path) for name, tensor in tensors.items()}
+
+
+def heads_on_the_hub(folder: Path) -> set[str] | None:
+    """Which heads a Hub repository has of which only the small files are here; None for a folder that holds what it has."""
+    cached = downloaded(folder)
+    if cached is None or any(folder.glob("*_checkpoint.*")):
+        return None
+    from huggingface_hub import HfApi
+
+    with told(cached[0]):
+        files = HfApi().list_repo_files(cached[0], revision=cached[1])
+    beginning = folder.as_posix().partition(f"/snapshots/{cached[1]}")[2].strip("/")
+    return {
+        Path(file).name.partition("--")[0]
+        for file in files
+        if file.endswith("_checkpoint.pt") and Path(file).parent.as_posix().strip(".") == beginning
+    }
+
+
 def _unpickled(path: Path) -> dict[str, Tensor]:
+    """Plain tensors of a pickle, no larger than the file: neither packed nor stretched (a stride of 0 makes gigabytes of one number)."""
+    size = path.stat().st_size
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > size:
+                raise UserError(f"{path} is a compressed archive, expected what torch.save writes; use the file that OpenVLA-OFT's finetune.py wrote")
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise UserError(f"{path} holds more than plain tensors, or is damaged: it is not loaded; {AGAIN}") from error
+        raise UserError(
+            f"{path} holds more than plain tensors, or is damaged: it is not loaded; use the file that OpenVLA-OFT's finetune.py wrote"
+        ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise UserError(f"{path} is truncated or damaged ({str(error).splitlines()[0]}): download it again") from error
     if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
-        raise UserError(f"{path} holds {type(tensors).__name__}, expected tensors by name; {AGAIN}")
-    return {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+        raise UserError(f"{path} holds {type(tensors).__name__}, expected tensors by name, as OpenVLA-OFT's finetune.py writes them")
+    if sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) > size:
+        raise UserError(f"{path} claims larger tensors than it holds: it is not loaded; use the file that OpenVLA-OFT's finetune.py wrote")
+    return {str(name).removeprefix("module."): tensor for name, tensor in tensors.items()}
 
 
 def _kept(tensors: dict[str, Tensor], path: Path, digest: str) -> bool:
@@ -106,7 +120,7 @@ def _kept(tensors: dict[str, Tensor], path: Path, digest: str) -> bool:
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.touch()
+        partial.touch(exist_ok=False)  # nothing that somebody put there is written through
     except OSError as error:
         if is_disk_full(error):
             raise
@@ -132,13 +146,16 @@ def _made_of(path: Path) -> str | None:
 def adapter_changes(folder: Path, shapes: Shapes) -> dict[str, tuple[Tensor, Tensor]]:
     """{tensor: (scaled B, A)} of lora_adapter/ in peft's layout."""
     path = folder / "lora_adapter"
-    if not (path / "adapter_config.json").is_file() or not (path / "adapter_model.safetensors").is_file():
-        raise UserError(f"{path}: adapter_config.json or adapter_model.safetensors is missing, expected a peft adapter; {AGAIN}, or leave it out")
-    config, tensors = read_json(path / "adapter_config.json"), read_tensors(path / "adapter_model.safetensors")
+    files = [inside(folder, f"lora_adapter/{name}", folder) for name in ("adapter_config.json", "adapter_model.safetensors")]
+    if not all(file.is_file() for file in files):
+        raise UserError(f"{path}: adapter_config.json or adapter_model.safetensors is missing, expected a peft adapter; set policy.adapter=false")
+    config, tensors = read_json(files[0]), _finite(read_tensors(files[1]), files[1])
     if odd := [name for name in ("use_dora", "rank_pattern", "alpha_pattern", "fan_in_fan_out") if config.get(name)]:
         raise UserError(f"{path / 'adapter_config.json'}: {', '.join(odd)} set, expected plain LoRA; merge it with peft instead")
-    rank = config.get("r", 8)
-    scale = config.get("lora_alpha", 8) / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    rank, alpha = config.get("r", 8), config.get("lora_alpha", 8)
+    if not isinstance(rank, int) or not isinstance(alpha, int | float) or rank < 1 or not math.isfinite(alpha):
+        raise UserError(f"{files[0]}: r is {rank!r:.40} and lora_alpha {alpha!r:.40}, expected a rank of at least 1 and a number")
+    scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
     change, unknown = {}, set(tensors)
     for name, (rows, *columns) in shapes.items():
         halves = [f"base_model.model.{name.removesuffix('.weight')}.lora_{half}.weight" for half in "AB"]
@@ -150,5 +167,7 @@ def adapter_changes(folder: Path, shapes: Shapes) -> dict[str, tuple[Tensor, Ten
             unknown -= set(halves)
     if unknown or not change:
         listed = ", ".join(sorted(unknown)) or "nothing"
-        raise UserError(f"{path / 'adapter_model.safetensors'}: {listed}: expected A and B of rank {rank} for tensors of this checkpoint; {AGAIN}")
+        raise UserError(
+            f"{path / 'adapter_model.safetensors'}: {listed}: expected A and B of rank {rank} for tensors of this base; name its own base"
+        )
     return change

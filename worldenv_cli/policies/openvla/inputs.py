@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 from torch import Tensor
 
 from ...config import Config
+from ...confine import inside
 from ...errors import UserError
 
 if TYPE_CHECKING:
@@ -107,13 +108,17 @@ class Prompts:
         """Raises UserError where tokenizer.json is missing or damaged."""
         from tokenizers import Tokenizer
 
-        path = folder / "tokenizer.json"
+        path = inside(folder, "tokenizer.json", folder)
         if not path.is_file():
-            raise UserError(f"{path}: missing, expected the tokenizer there (tokenizer.model alone is not read); download the checkpoint again")
+            raise UserError(
+                f"{path}: missing, expected the tokenizer there (tokenizer.model alone is not read); copy it from the base model, openvla/openvla-7b"
+            )
         try:
             return cls(Tokenizer.from_str(path.read_text(encoding="utf-8")), padding)
         except Exception as error:  # tokenizers raises nothing narrower
-            raise UserError(f"{path} is truncated or damaged ({str(error).splitlines()[0]}): download it again") from error
+            raise UserError(
+                f"{path} is truncated or damaged ({str(error).splitlines()[0]:.200}); copy it from the base model, openvla/openvla-7b"
+            ) from error
 
     def tokens(self, instruction: str) -> list[int]:
         """The prompt's tokens, from the beginning of the text to the colon."""
@@ -182,13 +187,13 @@ class Statistics(Config):
         were trained on. LIBERO's and Bridge's policies use the 1 % and 99 % quantiles, ALOHA's the extremes.
         Raises UserError for an unknown key, with the known ones, and for entries that are no statistics.
         """
-        if key is None and len(known) == 1:
-            key = next(iter(known))
-        if key not in known and f"{key}_no_noops" in known:
-            key = f"{key}_no_noops"
-        if key not in known:
-            asked = "several datasets and no un-norm key chosen" if key is None else f"no un-norm key {key!r}"
-            raise UserError(f"{where}: {asked}, expected one of {', '.join(sorted(known)) or '(none there)'}; set unnorm_key")
+        asked, key = key, known_key(known, key)
+        if key is None:
+            names = ", ".join(sorted(known))
+            if not known:
+                raise UserError(f"{where} holds no statistics, expected those of the data it was trained on; set policy.statistics=dataset")
+            problem = f"statistics of {len(known)} data sets, and none is chosen" if asked is None else f"no statistics of {asked!r}"
+            raise UserError(f"{where}: {problem}; set policy.unnorm_key to one of {names}")
         parts = {}
         for name in ("action", "proprio"):
             try:
@@ -197,10 +202,18 @@ class Statistics(Config):
                     parts[name] = _bounds(entry, bounds)
             except (ValidationError, AttributeError, KeyError, TypeError, ValueError) as error:
                 reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else f"{type(error).__name__}: {error}"
-                raise UserError(f"{where}: {key}.{name} holds no usable statistics ({reason}); download it again") from error
+                raise UserError(
+                    f"{where}: {key}.{name} holds no usable statistics ({reason}); name another unnorm_key, or policy.statistics=dataset"
+                ) from error
         if "action" not in parts:
-            raise UserError(f"{where}: {key} has no 'action', expected its statistics; download it again")
+            raise UserError(f"{where}: {key} has no 'action', expected its statistics; name another unnorm_key, or policy.statistics=dataset")
         return key, cls(**parts)
+
+
+def known_key(known: dict, key: str | None) -> str | None:
+    """The data set of `known` that `key` stands for: its name, with or without the ending `_no_noops`. Without a key the only one there is."""
+    names = [key, f"{key}_no_noops", str(key).removesuffix("_no_noops")] if key is not None else list(known) if len(known) == 1 else []
+    return next((name for name in names if name in known), None)
 
 
 def _bounds(entry: dict, bounds: Literal["quantiles", "extremes"]) -> Bounds:

@@ -4,14 +4,11 @@ The vision towers are frozen, so what they make of an observation is kept and se
 projector and the language model through an adapter, the heads and the projection of proprioception in full.
 """
 
-from pathlib import Path
-
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...atomic import read_json
 from ...data.statistics import column_statistics
 from ...errors import UserError
 from ..densities import Generators, TokenDensity
@@ -20,12 +17,9 @@ from ..observation import Observation
 from ..policy import Act, Policy, Stack
 from ..regression import RegressionPolicy
 from ..vla import VLAConfig
-from .checkpoint import OpenVLACheckpoint, load_openvla
+from .checkpoint import OpenVLACheckpoint
 from .inputs import Bounds, ImageConfig, pixels
-from .model import HeadConfig, L1ActionHead, ProprioProjector, visible
-
-LIBERO_STEPS, ALOHA_STEPS, BRIDGE_STEPS, ALOHA_WIDTH = 8, 25, 5, 14  # of an answer; of an action with two arms
-HEAD_BLOCKS = 2  # of a new L1 head
+from .model import visible
 
 
 class Scaler(nn.Module):
@@ -229,58 +223,3 @@ class OpenVLATokenPolicy(OpenVLAPart):
         wanted = self.model.action_tokens.encode(self.from_environment(actions))
         loss = F.cross_entropy(self.logits(encoded).movedim(-1, 1), wanted, reduction="none") * mask[..., None]
         return loss.sum() / (mask.sum() * wanted.shape[-1])
-
-
-def load_openvla_policy(folder: Path, config: VLAConfig, dtype: torch.dtype, weights: bool = True) -> Policy:
-    """Raises UserError where the checkpoint is not whole or is of another robot."""
-    if config.new_head:
-        return _on_the_base_model(folder, config, dtype, weights)
-    steps, bounds = _said_by_statistics(_known_statistics(folder), config.unnorm_key)
-    steps = config.predicts or steps
-    if config.chunk > steps:
-        raise UserError(f"{folder}: predicts {steps} steps, but env.chunk plays {config.chunk}; play {steps} at most")
-    chosen = {"head": config.actions, "unnorm_key": config.unnorm_key, "bounds": bounds, "adapter": config.adapter, "weights": weights}
-    checkpoint = load_openvla(folder, dtype=dtype, images=len(config.cameras), chunk=steps, **chosen)
-    model = checkpoint.model.config
-    found, wanted = {"action": model.action_size}, {"action": config.action_size}
-    if model.proprio_size is not None:
-        found["proprioception"], wanted["proprioception"] = model.proprio_size, config.state_size
-    if found != wanted:
-        raise UserError(
-            f"{folder}: made for another robot, {found} numbers, but {wanted} in the environment; choose another checkpoint or environment"
-        )
-    checkpoint.model.set_gradient_checkpointing(config.gradient_checkpointing)
-    return (OpenVLAPolicy if config.actions == "l1" else OpenVLATokenPolicy)(config, checkpoint)
-
-
-def _on_the_base_model(folder: Path, config: VLAConfig, dtype: torch.dtype, weights: bool) -> Policy:
-    """A policy for this environment on a model that was trained on other robots: only its language and vision are taken over."""
-    if config.statistics != "dataset" or config.actions != "l1":
-        raise UserError(f"{folder}: new_head needs policy.statistics=dataset and policy.actions=l1: what the base model knows of actions is left out")
-    anybody = {"head": "tokens", "unnorm_key": next(iter(_known_statistics(folder)), None), "weights": weights}  # whose statistics are not used
-    checkpoint = load_openvla(folder, dtype=dtype, images=len(config.cameras), chunk=config.chunk, **anybody)
-    model = checkpoint.model
-    width, sizes = model.config.language.width, {"action_size": config.action_size}
-    if config.proprioception:
-        sizes["proprio_size"] = config.state_size
-        model.proprio_projector = ProprioProjector(config.state_size, width)
-    sizes["head"] = HeadConfig(width=width, blocks=HEAD_BLOCKS)
-    model.action_head = L1ActionHead(width, config.action_size, sizes["head"])
-    model.config = model.config.model_copy(update=sizes)
-    model.set_gradient_checkpointing(config.gradient_checkpointing)
-    return OpenVLAPolicy(config, checkpoint)
-
-
-def _known_statistics(folder: Path) -> dict:
-    """{name of a dataset: its statistics}; config.json's are the base model's."""
-    path = folder / "dataset_statistics.json"
-    return read_json(path) if path.is_file() else read_json(folder / "config.json").get("norm_stats") or {}
-
-
-def _said_by_statistics(known: dict, key: str | None) -> tuple[int, str]:
-    """(steps of an answer, which bounds): nothing but the name and width of the statistics tells for which robot a checkpoint was trained."""
-    name = key or next(iter(known), "")
-    width = len(known.get(name, {}).get("action", {}).get("q01", ()))
-    if width == ALOHA_WIDTH or "aloha" in name:
-        return ALOHA_STEPS, "extremes"
-    return BRIDGE_STEPS if "bridge" in name else LIBERO_STEPS, "quantiles"

@@ -8,16 +8,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
-from ...artifacts import TENSORS, misfits
-from ...atomic import opened, read_json
+from ...artifacts import misfits
+from ...atomic import read_json
+from ...confine import inside
 from ...errors import UserError
-from ..lerobot import LeRobotCheckpoint, read_lerobot
-from .layouts import REFUSALS, lerobot_architecture, read_transformers
+from ..lerobot import LeRobotCheckpoint, read_lerobot, read_weights
+from ..parts import REFUSALS, told_by
+from ..shards import Stored, stored, tensors_in
+from .layouts import lerobot_architecture, read_transformers
 from .model import Pi0, Pi0Config
 
-INDEX = TENSORS + ".index.json"
 NAMES = (  # how names begin here, in lerobot's files and in transformers'; the first that fits. A "model." in front may be missing there
     ("vlm.language_model.embed_tokens.", "model.paligemma_with_expert.paligemma.lm_head.", "model.vlm.language_model.embed_tokens."),  # tied
     ("vlm.", "model.paligemma_with_expert.paligemma.model.", "model.vlm."),
@@ -32,37 +35,46 @@ NAMES = (  # how names begin here, in lerobot's files and in transformers'; the 
 UNUSED = "expert.dit.embed_tokens.weight"
 FLOAT32 = ("expert.embed_action_time.", "expert.action_out_proj.")  # small, and what they lose in bfloat16 goes straight into the actions
 
-Stored = dict[str, tuple[Path, tuple[int, ...]]]  # a tensor's name in its file -> the file, its shape
 
-
-def load_pi0(folder: Path, *, dtype: torch.dtype = torch.float32, weights: bool = True) -> tuple[Pi0, LeRobotCheckpoint]:
+def load_pi0(folder: Path, *, dtype: torch.dtype = torch.float32, weights: bool = True, statistics: bool = True) -> tuple[Pi0, LeRobotCheckpoint]:
     """The model in evaluation mode on the CPU, and what else its folder says: sizes, cameras, normalisation, tokenizer.
 
     Weights are read one tensor at a time and cast to `dtype` on the way (the projections of states and actions stay in float32), so the model
     is in memory once; without `weights` there are only shapes. Move it with `.to(device)`; a later `.to(dtype)` would round its rotary
-    frequencies too.
+    frequencies too. `statistics`: whether the checkpoint's own are wanted.
 
     Raises UserError for another type of policy, for a missing or truncated file, and for missing, unexpected and misshapen tensors, all listed.
     """
     folder = Path(folder)
-    path = folder / "config.json"
-    if path.is_file() and "model_type" in (found := read_json(path)):
-        checkpoint, cameras, stored = read_transformers(folder, found), None, _stored(folder)
-        architecture = found
+    path = inside(folder, "config.json", folder)
+    if path.is_file() and "model_type" in (architecture := read_json(path)):
+        held = stored(folder)
+        checkpoint, cameras = read_transformers(folder, architecture, held), None
     else:
-        checkpoint, stored = read_lerobot(folder, "pi0"), _stored(folder)
-        cameras = len(checkpoint.image_keys) + checkpoint.empty_cameras
-        architecture = lerobot_architecture(checkpoint, {_own_name(name): shape for name, (_, shape) in stored.items()})
-    try:
-        model = unfilled(Pi0Config(architecture=architecture, cameras=cameras))
-    except REFUSALS as error:
-        raise UserError(f"{path}: no pi0 of these sizes can be built ({' '.join(str(error).split())[:300]}); download it again") from error
+        checkpoint = read_lerobot(folder, "pi0", statistics)
+        held, cameras = read_weights(folder), len(checkpoint.image_keys) + checkpoint.empty_cameras
+        architecture = lerobot_architecture(checkpoint, {_own_name(name): shape for name, (_, shape) in held.items()})
+    config = Pi0Config(architecture=architecture, cameras=cameras)
+    model = _built(config, torch.device("meta"), path)
+    wanted = {_own_name(name): (name, tuple(tensor.shape)) for name, tensor in model.state_dict().items()}
+    sources = _sources(wanted, held, folder)
     if weights:
-        _fill(model, stored, dtype, folder)
+        model = _built(config, None, path)  # its buffers are real; now that all fits they are known to be small
+        _fill(model, wanted, sources, held, dtype)
     else:
         model.vlm.to(dtype)
         model.expert.dit.to(dtype)
     return model.eval(), checkpoint
+
+
+def _built(config: Pi0Config, device: torch.device | None, path: Path) -> Pi0:
+    try:
+        if device is None:
+            return unfilled(config)
+        with device:
+            return Pi0(config)
+    except (*REFUSALS, StrictDataclassError) as error:
+        raise UserError(f"{path}: no pi0 of these sizes can be built ({told_by(error)}): weights and config.json are not of one pi0") from error
 
 
 def unfilled(config: Pi0Config) -> Pi0:
@@ -71,33 +83,6 @@ def unfilled(config: Pi0Config) -> Pi0:
 
     with init_empty_weights(include_buffers=False):
         return Pi0(config)
-
-
-def _stored(folder: Path) -> Stored:
-    """What lies in model.safetensors, or in the shards that an index lists. Only headers are read."""
-    stored: Stored = {}
-    for file in _files(folder):
-        with opened(file) as tensors:
-            stored |= {name: (file, tuple(tensors.get_slice(name).get_shape())) for name in tensors.keys()}
-    return stored
-
-
-def _files(folder: Path) -> list[Path]:
-    if (folder / TENSORS).is_file():
-        return [folder / TENSORS]
-    if not (folder / INDEX).is_file():
-        raise UserError(f"{folder} holds neither {TENSORS} nor {INDEX}: expected the weights there; download the whole folder again")
-    shards = read_json(folder / INDEX).get("weight_map")
-    if not isinstance(shards, dict) or not shards:
-        raise UserError(f"{folder / INDEX} has no weight_map: expected the names of tensors and of their files; download it again")
-    climbing = [name for name in shards.values() if Path(str(name)).name != name]
-    if climbing:
-        raise UserError(f"{folder / INDEX}: names {climbing[0]!r}, expected files beside it; do not trust this checkpoint")
-    files = [folder / str(name) for name in sorted(set(shards.values()))]
-    missing = [file.name for file in files if not file.is_file()]
-    if missing:
-        raise UserError(f"{folder} lacks {', '.join(missing)}: expected the files that {INDEX} lists; download the whole folder again")
-    return files
 
 
 def _own_name(name: str) -> str:
@@ -112,7 +97,7 @@ def _own_name(name: str) -> str:
 
 def published_in(folder: Path) -> Callable[[str], str]:
     """From names here to those in a checkpoint's files."""
-    names = {_own_name(name): name for name in _stored(folder)}
+    names = {_own_name(name): name for name in stored(folder)}
     return lambda own: names[_own_name(own)]
 
 
@@ -123,23 +108,25 @@ def _published(own: str, lerobot: bool) -> str:
     return others[0] + rest.replace("vision_tower.", "vision_tower.vision_model.") if lerobot else others[1] + rest
 
 
-def _fill(model: Pi0, stored: Stored, dtype: torch.dtype, folder: Path) -> None:
-    """Give the model its tensors, once all of them are known to fit."""
-    wanted = {_own_name(name): (name, tuple(tensor.shape)) for name, tensor in model.state_dict().items()}
-    sources = {_own_name(name): name for name in sorted(stored)}
-    lerobot = any("paligemma_with_expert." in name for name in stored)
+def _sources(wanted: dict[str, tuple[str, tuple[int, ...]]], held: Stored, folder: Path) -> dict[str, str]:
+    """{own name: the file's}, once all tensors are known to fit."""
+    sources = {_own_name(name): name for name in sorted(held)}
+    lerobot = any("paligemma_with_expert." in name for name in held)
     told = misfits(
         {sources.get(own) or _published(own, lerobot): shape for own, (_, shape) in wanted.items()},
-        {name: stored[name][1] for own, name in sources.items() if own in wanted or own != UNUSED},
+        {name: held[name][1] for own, name in sources.items() if own in wanted or own != UNUSED},
     )
     if told:
-        raise UserError(f"{folder}: its tensors do not fit pi0 ({told}); download it again, or name a checkpoint of pi0")
+        raise UserError(f"{folder}: its tensors do not fit pi0 ({told}): weights and config.json are not of one pi0")
+    return sources
 
+
+def _fill(model: Pi0, wanted: dict, sources: dict[str, str], held: Stored, dtype: torch.dtype) -> None:
     tensors: dict[str, Tensor] = {}
-    for file in sorted({file for file, _ in stored.values()}):
-        with opened(file) as found:
-            for own, (name, _) in wanted.items():
-                if stored[sources[own]][0] == file:
-                    kept = torch.promote_types(dtype, torch.float32) if own.startswith(FLOAT32) else dtype
-                    tensors[name] = found.get_tensor(sources[own]).to(kept, copy=True)  # a copy: the file may change while the model lives
+    owners = {sources[own]: (own, name) for own, (name, _) in wanted.items()}
+    for file in sorted({held[origin][0] for origin in owners}):
+        for origin, tensor in tensors_in(file, owners):
+            own, name = owners[origin]
+            kept = torch.promote_types(dtype, torch.float32) if own.startswith(FLOAT32) else dtype
+            tensors[name] = tensor.to(kept, copy=True)  # a copy: the file may change while the model lives
     model.load_state_dict(tensors, assign=True)

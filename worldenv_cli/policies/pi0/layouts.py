@@ -1,7 +1,6 @@
 """What is around the tensors of a pi0 checkpoint: lerobot's config.json, whose sizes the tensors tell, and transformers' files."""
 
 import json
-import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +11,22 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from ...atomic import read_json
+from ...confine import inside
 from ...errors import UserError
-from ..lerobot import LeRobotCheckpoint, Normaliser, TokenizerSettings
+from ..kinds import OLD_PI0
+from ..lerobot import LeRobotCheckpoint
+from ..lerobot_steps import TokenizerSettings
+from ..normaliser import Normaliser
+from ..parts import REFUSALS, told_by
+from ..shards import Stored, check_layers, layer_count
 
 HEADS = {"gemma_2b": 8, "gemma_300m": 8}  # attention heads of lerobot's variants: the one size that no tensor tells
 VISION_HEADS = 16
-REFUSALS = (ArithmeticError, AttributeError, LookupError, RuntimeError, StrictDataclassError, TypeError, ValueError)  # transformers', of a config
 TOKENIZER = "google/paligemma-3b-pt-224"
 CAMERAS = ["base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb"]  # of the pretrained model
 STATISTICS_FILES = ("processor_config.json", "preprocessor_config.json")
+
+MOST = {"chunk_size": 1000, "max_state_dim": 4096, "max_action_dim": 4096, "num_inference_steps": 1000}
 
 Shapes = dict[str, tuple[int, ...]]  # by the names in Pi0
 
@@ -30,15 +36,17 @@ def lerobot_architecture(checkpoint: LeRobotCheckpoint, shapes: Shapes) -> dict:
     path, config = checkpoint.folder / "config.json", checkpoint.config
     variants = config.get("paligemma_variant"), config.get("action_expert_variant")
     if not all(variant in list(HEADS) for variant in variants):
+        if variants == (None, None):
+            raise UserError(f"{path}: {OLD_PI0}")
         raise UserError(
             f"{path}: paligemma_variant and action_expert_variant are {variants[0]!r} and {variants[1]!r}: expected names out of "
-            f"{', '.join(HEADS)}; use a checkpoint saved by lerobot 0.4 or later (what came before was another model)"
+            f"{', '.join(HEADS)}, which pi0 was published with; name another checkpoint"
         )
     height, width = checkpoint.image_size
     if height != width:
         raise UserError(f"{path}: image_resolution is {height} x {width}: expected a square, as the vision tower does; name another checkpoint")
     vision, text, expert = (_under(prefix, shapes) for prefix in ("vlm.vision_tower.", "vlm.language_model.", "expert.dit."))
-    layers = max(_layers(text), _layers(expert))  # the expert reads the language model's keys and values layer by layer
+    layers = max(_layers(text, path), _layers(expert, path))  # the expert reads the language model's keys and values layer by layer
     language = _gemma(text, HEADS[variants[0]], layers) | {"vocab_size": text.get("embed_tokens.weight", (1,))[0]}
     return {
         "vlm_config": {
@@ -51,7 +59,7 @@ def lerobot_architecture(checkpoint: LeRobotCheckpoint, shapes: Shapes) -> dict:
                 "model_type": "siglip_vision_model",
                 "hidden_size": _voted(vision, {"layer_norm1.weight": 0, "layer_norm2.weight": 0, "out_proj.weight": 0, "fc2.weight": 0}),
                 "intermediate_size": _voted(vision, {"fc1.weight": 0, "fc1.bias": 0, "fc2.weight": 1}),
-                "num_hidden_layers": _layers(vision),
+                "num_hidden_layers": _layers(vision, path),
                 "num_attention_heads": VISION_HEADS,
                 "patch_size": vision.get("embeddings.patch_embedding.weight", (14,))[-1],
                 "image_size": height,
@@ -84,8 +92,8 @@ def _under(prefix: str, shapes: Shapes) -> Shapes:
     return {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
 
 
-def _layers(shapes: Shapes) -> int:
-    return 1 + max((int(number) for name in shapes for number in re.findall(r"^(?:encoder\.)?layers\.(\d+)\.", name)), default=-1)
+def _layers(shapes: Shapes, where: Path) -> int:
+    return layer_count(shapes, r"(?:encoder\.)?layers\.(\d+)\.", where)
 
 
 def _voted(shapes: Shapes, evidence: dict[str, int]) -> int:
@@ -109,20 +117,24 @@ class TransformersCheckpoint(LeRobotCheckpoint):
         return super().tokenise(instructions, padding)
 
 
-def read_transformers(folder: Path, config: dict) -> TransformersCheckpoint:
-    """All but the weights, `config` being config.json. Raises UserError where it is not pi0's, or what is around it does not fit."""
+def read_transformers(folder: Path, config: dict, held: Stored) -> TransformersCheckpoint:
+    """All but the weights, `config` being config.json and `held` what the files hold.
+
+    Raises UserError where it is not pi0's, or what is around it does not fit.
+    """
     from transformers import PI0Config
 
     path = folder / "config.json"
     if config["model_type"] != "pi0":
         raise UserError(f"{path} is of model_type {config['model_type']!r}: expected 'pi0'; name another checkpoint, or the policy it is of")
+    check_layers(config, held, path)
     try:
         known = PI0Config.from_dict(config)
-    except REFUSALS as error:
-        raise UserError(f"{path} is not a configuration of pi0 ({' '.join(str(error).split())[:300]}): download it again") from error
-    for field in ("chunk_size", "max_state_dim", "max_action_dim", "num_inference_steps"):
-        if getattr(known, field) < 1:
-            raise UserError(f"{path}: {field} is {getattr(known, field)}: expected at least 1; download it again")
+    except (*REFUSALS, StrictDataclassError) as error:
+        raise UserError(f"{path} is not a configuration of pi0 that transformers can read ({told_by(error)})") from error
+    for field, most in MOST.items():
+        if not 1 <= getattr(known, field) <= most:
+            raise UserError(f"{path}: {field} is {getattr(known, field)}: expected 1 to {most}; this is no configuration of pi0")
     text, expert = known.vlm_config.text_config, known.dit_config
     if (text.model_type, expert.model_type) != ("gemma", "gemma"):
         raise UserError(f"{path}: language model and expert are {text.model_type} and {expert.model_type}: expected gemma; name another checkpoint")
@@ -130,7 +142,7 @@ def read_transformers(folder: Path, config: dict) -> TransformersCheckpoint:
         if getattr(text, field) != getattr(expert, field):
             raise UserError(
                 f"{path}: {field} is {getattr(text, field)} in vlm_config and {getattr(expert, field)} in dit_config: expected the same, "
-                "because the expert reads the language model's keys and values; download it again"
+                "because the expert reads the language model's keys and values; this is no configuration of pi0"
             )
     statistics, source = _statistics(folder)
     state = _normaliser(source, statistics, "state", known.max_state_dim)
@@ -159,8 +171,9 @@ def read_transformers(folder: Path, config: dict) -> TransformersCheckpoint:
 def _statistics(folder: Path) -> tuple[dict, Path]:
     """The first file that has any."""
     for name in STATISTICS_FILES:
-        if (folder / name).is_file() and (found := read_json(folder / name)).keys() & {"state_mean", "actions_mean"}:
-            return found, folder / name
+        path = inside(folder, name, folder)
+        if path.is_file() and (found := read_json(path)).keys() & {"state_mean", "actions_mean"}:
+            return found, path
     return {}, folder / STATISTICS_FILES[0]
 
 
@@ -173,6 +186,6 @@ def _normaliser(path: Path, statistics: dict, feature: str, most: int) -> Normal
         if not is_vector or not 0 < len(value) <= most or len(value) != len(found["mean"]) or not torch.tensor(value).isfinite().all():
             raise UserError(
                 f"{path}: {feature}_{name} is {json.dumps(value):.80}: expected a list of numbers, as long as {feature}_mean, {most} at most; "
-                "take both from the dataset that the checkpoint was trained on"
+                "to fine-tune on your own demonstrations: policy.statistics=dataset"
             )
     return Normaliser("MEAN_STD", len(found["mean"]), {name: torch.tensor(value, dtype=torch.float32) for name, value in found.items()})

@@ -2,8 +2,8 @@
 
 One thing no file says. transformers 4.55 to 4.57 give patch i of a row or column the position i - 1 (the first keeps 0) where the vision tower
 computes in float32, and i in bfloat16; all other versions give i. lerobot 0.4 runs on 4.57, in bfloat16 where `load_vlm_weights` is on, as it is in
-smolvla_base and what was tuned from it. So a checkpoint in the layout of 0.4 with `load_vlm_weights` off is taken to be shifted. One that lerobot 0.5
-trained so is not, and looks the same: say `shifted_patches=False`.
+smolvla_base and what was tuned from it. So a checkpoint of 0.4 with `load_vlm_weights` off is taken to be shifted. Those of lerobot 0.6 name a
+`pretrained_revision` in config.json and are not. One that lerobot 0.5 trained is not either, and looks like 0.4's: say `shifted_patches=False`.
 """
 
 from pathlib import Path
@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 from pydantic import BaseModel, Field
-from torch import Tensor
 
 from ...artifacts import misfits
+from ...atomic import read_json
 from ...errors import UserError
-from ..lerobot import PREPROCESSOR, LeRobotCheckpoint, beside, not_found, read_lerobot, read_weights, validated
+from .. import parts
+from ..lerobot import LeRobotCheckpoint, read_lerobot, read_weights
+from ..lerobot_steps import PREPROCESSOR, validated
+from ..shards import Stored, check_layers, tensors_in
 from .model import SmolVLA, SmolVLAConfig
 
 if TYPE_CHECKING:
@@ -36,23 +39,28 @@ UNUSED = (OUT, "model.vlm_with_expert.vlm.model.text_model.norm.weight")  # no w
 
 
 def load_smolvla(
-    folder: Path, *, dtype: torch.dtype = torch.float32, shifted_patches: bool | None = None, weights: bool = True
+    folder: Path, *, dtype: torch.dtype = torch.float32, shifted_patches: bool | None = None, weights: bool = True, statistics: bool = True
 ) -> tuple[SmolVLA, LeRobotCheckpoint]:
     """The model in evaluation mode on the CPU, its weights as `dtype`, and what surrounds it.
 
     The vision-language model's own weights are not needed, only its config.json: from a folder in or beside the checkpoint, or from the Hub.
     Weights go from the file to their place one by one, without a second copy of the model in memory; without `weights` parameters are shapes only.
-    Raises UserError as `read_lerobot` does, for kinds of SmolVLA that are not known here, and for tensors that do not fit.
+    `statistics`: whether the checkpoint's own are wanted. Raises UserError as `read_lerobot` does, for kinds of SmolVLA that are not known here, and
+    for tensors that do not fit.
     """
-    found = read_lerobot(folder, "smolvla")
-    config = smolvla_config(found, shifted_patches)
-    with torch.device("meta"):
-        model = SmolVLA(config)
+    found = read_lerobot(folder, "smolvla", statistics)
+    stored = read_weights(found.folder)
+    config = smolvla_config(found, shifted_patches, stored)
+    try:
+        with torch.device("meta"):
+            model = SmolVLA(config)
+    except parts.REFUSALS as error:
+        raise UserError(f"{found.folder / 'config.json'}: no SmolVLA of these sizes can be built ({parts.told_by(error)})") from error
+    origins = _origins(model, stored, found.folder)
     model.to(dtype)
-    if not weights:
-        return model.eval(), found
-    model.to_empty(device="cpu")
-    _fill(model, read_weights(found.folder), found.folder / "model.safetensors")
+    if weights:
+        model.to_empty(device="cpu")
+        _fill(model, origins, stored)
     return model.eval(), found
 
 
@@ -61,7 +69,7 @@ class _Fields(BaseModel):
 
     vlm_model_name: str = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
     load_vlm_weights: bool = False
-    add_image_special_tokens: Literal[False] = False
+    add_image_special_tokens: bool = False
     attention_mode: Literal["cross_attn", "self_attn"] = "cross_attn"
     self_attn_every_n_layers: int = 2
     num_vlm_layers: int = 16
@@ -71,11 +79,14 @@ class _Fields(BaseModel):
     max_period: float = Field(4.0, gt=0)
 
 
-def smolvla_config(found: LeRobotCheckpoint, shifted_patches: bool | None = None) -> SmolVLAConfig:
-    """Sizes for the model, from a checkpoint's config.json and its vision-language model's."""
+def smolvla_config(found: LeRobotCheckpoint, shifted_patches: bool | None = None, stored: Stored | None = None) -> SmolVLAConfig:
+    """Sizes for the model, from a checkpoint's config.json and its vision-language model's. With `stored`, no more layers than that many tensors."""
     path = found.folder / "config.json"
     fields = validated(_Fields, found.config, path)
-    vlm = _vlm_config(found.folder, fields.vlm_model_name)
+    folder = parts.part(fields.vlm_model_name, "vision-language model", found.folder, found.folder)
+    if stored is not None:
+        check_layers(read_json(folder / "config.json"), stored, folder / "config.json")
+    vlm = _vlm_config(folder)
     available = vlm.text_config.num_hidden_layers
     layers = min(fields.num_vlm_layers, available) if fields.num_vlm_layers > 0 else available
     if fields.num_expert_layers > 0 and fields.num_expert_layers != layers:
@@ -87,10 +98,10 @@ def smolvla_config(found: LeRobotCheckpoint, shifted_patches: bool | None = None
     if height != width or height // patch % joined:
         raise UserError(
             f"{path}: pictures of {height}x{width} pixels: expected a square whose side is a multiple of {patch * joined} ({patch}-pixel patches, "
-            f"joined {joined} by {joined}); mend resize_imgs_with_padding"
+            f"joined {joined} by {joined}), as SmolVLM takes them; name another checkpoint"
         )
     if shifted_patches is None:
-        shifted_patches = not fields.load_vlm_weights and (found.folder / PREPROCESSOR).is_file()
+        shifted_patches = not fields.load_vlm_weights and (found.folder / PREPROCESSOR).is_file() and "pretrained_revision" not in found.config
     every = fields.self_attn_every_n_layers
     return SmolVLAConfig(
         vlm=vlm.to_dict(),
@@ -102,37 +113,50 @@ def smolvla_config(found: LeRobotCheckpoint, shifted_patches: bool | None = None
         max_action=found.max_action,
         image_size=found.image_size,
         empty_cameras=found.empty_cameras,
+        **(_around_pictures(folder) if fields.add_image_special_tokens else {}),
         shifted_patches=shifted_patches,
         min_period=fields.min_period,
         max_period=fields.max_period,
     )
 
 
-def _vlm_config(folder: Path, name: str) -> "SmolVLMConfig":
-    from huggingface_hub.errors import StrictDataclassError
-    from transformers import AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(beside(folder, name), trust_remote_code=False)
-    except (OSError, ValueError, StrictDataclassError) as error:
-        raise UserError(f"{folder}: {not_found('vision-language model', name, error)}") from error
+def _vlm_config(folder: Path) -> "SmolVLMConfig":
+    config = parts.configuration(folder, "vision-language model")
     if config.model_type != "smolvlm" or config.text_config.model_type != "llama":
         kind = config.model_type if config.model_type != "smolvlm" else f"smolvlm on {config.text_config.model_type}"
-        raise UserError(f"{folder}: its vision-language model {name!r} is {kind}: expected smolvlm on llama; name another checkpoint")
+        raise UserError(f"{folder}: this vision-language model is {kind}: expected smolvlm on llama; name another checkpoint")
     return config
 
 
-def _fill(model: SmolVLA, tensors: dict[str, Tensor], path: Path) -> None:
-    """Copy the weights into their places; every one that does not fit is named as the file names it."""
-    places = {published(name): place for name, place in model.state_dict().items()}
-    if WORDS not in tensors and OUT in tensors:  # tied, and written once
-        tensors[WORDS] = tensors[OUT]
-    used = {name: tuple(tensor.shape) for name, tensor in tensors.items() if name in places or name not in UNUSED}
-    problems = misfits({name: tuple(place.shape) for name, place in places.items()}, used)
+def _around_pictures(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Ids of the tokens that begin and end a picture where `add_image_special_tokens` is on."""
+    tokenizer = parts.tokenizer(folder, "tokenizer of SmolVLM")
+    around, picture = tokenizer.convert_tokens_to_ids(["<fake_token_around_image>", "<global-img>"])
+    if None in (around, picture) or tokenizer.unk_token_id in (around, picture):
+        raise UserError(
+            f"{folder}: its tokenizer lacks <fake_token_around_image> or <global-img>, which add_image_special_tokens puts around pictures"
+        )
+    return {"before_picture": (around, picture), "after_picture": (around,)}
+
+
+def _origins(model: SmolVLA, stored: Stored, folder: Path) -> dict[str, str]:
+    """{the model's tensor: its name in the files}; every one that does not fit is named as the files name it."""
+    named = {name.replace("._orig_mod.", "."): name for name in stored}  # torch.compile's
+    if WORDS not in named and OUT in named:  # tied, and written once
+        named[WORDS] = named[OUT]
+    places = {published(name): (name, tuple(place.shape)) for name, place in model.state_dict().items()}
+    used = {name: stored[origin][1] for name, origin in named.items() if name in places or name not in UNUSED}
+    problems = misfits({name: shape for name, (_, shape) in places.items()}, used)
     if problems:
-        raise UserError(f"{path}: its tensors do not fit SmolVLA ({problems}); download the checkpoint again, or mend its config.json")
-    for name, place in places.items():
-        place.copy_(tensors[name])
+        raise UserError(f"{folder}: its tensors do not fit SmolVLA ({problems}): weights and config.json are not of one checkpoint")
+    return {place: named[name] for name, (place, _) in places.items()}
+
+
+def _fill(model: SmolVLA, origins: dict[str, str], stored: Stored) -> None:
+    places, owners = model.state_dict(), {origin: place for place, origin in origins.items()}
+    for path in sorted({stored[origin][0] for origin in owners}):
+        for origin, tensor in tensors_in(path, owners):
+            places[owners[origin]].copy_(tensor)
 
 
 def published(name: str) -> str:

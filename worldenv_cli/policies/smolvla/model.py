@@ -37,6 +37,8 @@ class SmolVLAConfig(Config):
     max_action: PositiveInt
     image_size: tuple[PositiveInt, PositiveInt] = Field(description="(H, W)")
     empty_cameras: int = Field(ge=0, description="masked pictures after the real ones")
+    before_picture: tuple[int, ...] = Field((), description="words before each picture, there for masked ones too; none in most checkpoints")
+    after_picture: tuple[int, ...] = Field((), description="words after it")
     shifted_patches: bool = Field(description="trained with the positions of patches off by one: see checkpoint.py")
     min_period: float = Field(gt=0, description="of the sines that embed time")
     max_period: float = Field(gt=0)
@@ -69,8 +71,9 @@ class SmolVLA(nn.Module):
 
     @property
     def image_tokens(self) -> int:
-        """That a picture becomes."""
-        return (self.config.image_size[0] // self.config.vlm["vision_config"]["patch_size"] // self.config.vlm["scale_factor"]) ** 2
+        """That a picture becomes, with the words around it."""
+        patches = (self.config.image_size[0] // self.config.vlm["vision_config"]["patch_size"] // self.config.vlm["scale_factor"]) ** 2
+        return patches + len(self.config.before_picture) + len(self.config.after_picture)
 
     def checkpoint_gradients(self, on: bool = True) -> None:
         """Trade time for memory: where gradients are wanted, each layer of language model and expert is computed again on the way back."""
@@ -126,6 +129,7 @@ class VisionLanguage(nn.Module):
         self.layers = _layers(vlm.text_config, config.layers)
         self.state_proj = nn.Linear(config.max_state, vlm.text_config.hidden_size)
         self.max_state = config.max_state
+        self.around = config.before_picture, config.after_picture
         self.shifted_patches, self.side = config.shifted_patches, vlm.vision_config.image_size // vlm.vision_config.patch_size
         self.gradient_checkpointing = False
 
@@ -144,9 +148,20 @@ class VisionLanguage(nn.Module):
         patches = self.image_features(images.flatten(0, 1)).unflatten(0, images.shape[:2])  # (B, K, patches, width)
         root = math.sqrt(patches.shape[-1])
         state = F.pad(state, (0, self.max_state - state.shape[-1])).to(patches.dtype)
-        embedded = torch.cat([patches.flatten(1, 2) * root, self.embed_tokens(tokens) * root, self.state_proj(state)[:, None]], 1)
-        masks = [image_mask[..., None].expand(patches.shape[:3]).flatten(1), token_mask, token_mask.new_ones(len(tokens), 1)]
-        return embedded, torch.cat(masks, 1).bool()
+        pictures, seen = self._between_words(patches * root, image_mask[..., None].expand(patches.shape[:3]))
+        embedded = torch.cat([pictures, self.embed_tokens(tokens) * root, self.state_proj(state)[:, None]], 1)
+        return embedded, torch.cat([seen, token_mask, token_mask.new_ones(len(tokens), 1)], 1).bool()
+
+    def _between_words(self, patches: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Patches (B, K, patches, width) and mask (B, K, patches) -> (B, K tokens, width) and (B, K tokens), each picture between its words.
+
+        The words are not scaled as those of an instruction are, and are there where the picture is masked too.
+        """
+        words = [
+            self.embed_tokens(torch.tensor(ids, dtype=torch.long, device=patches.device)).expand(*patches.shape[:2], -1, -1) for ids in self.around
+        ]
+        there = [mask.new_ones(*mask.shape[:2], len(ids)) for ids in self.around]
+        return torch.cat([words[0], patches, words[1]], 2).flatten(1, 2), torch.cat([there[0], mask, there[1]], 2).flatten(1, 2)
 
     def forward(self, hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of all layers, each (B, layers, heads, P, d). What is absent is masked and takes up no position."""

@@ -1,0 +1,57 @@
+"""Fully offline means that no real environment is opened once the exploration is there."""
+
+import json
+
+import pytest
+
+from worldenv_cli.envs import vector
+from worldenv_cli.pipeline import Run, run_stages
+from worldenv_cli.post_train.stages import _first_frames
+from worldenv_cli.recipe import load_recipe
+
+OFFLINE = ("rounds=1", "probe=0", "resets=0", "validation=0")
+
+
+@pytest.fixture(scope="module")
+def explored_run(tmp_path_factory):
+    """(recipe, folder) of a miniature up to its exploration."""
+    from conftest import MINI
+
+    recipe = load_recipe(MINI, [f"post_train.{setting}" for setting in OFFLINE])
+    folder = tmp_path_factory.mktemp("offline") / "run"
+    run_stages(recipe, folder, ["ingest", "sft", "explore"])
+    return recipe, folder
+
+
+@pytest.fixture
+def no_environment(monkeypatch):
+    """Opening the real environment fails; how often it was tried."""
+    tried = []
+
+    class Unplugged:
+        def __init__(self, *_, **__):
+            tried.append(self)
+            raise AssertionError("the real environment was opened")
+
+    monkeypatch.setattr(vector, "RealVectorEnv", Unplugged)
+    return tried
+
+
+def test_post_training_and_imagined_evaluation_open_no_environment(explored_run, no_environment):
+    recipe, folder = explored_run
+    run_stages(recipe, folder, ["simulate", "calibrate", "post-train", "eval"])
+    assert not no_environment
+    imagined = json.loads((folder / "eval/imagined/imagined.json").read_text())
+    assert imagined["starts"] == "held-out exploration" and set(imagined["arms"]) >= {"SFT", "post-trained", "filtered SFT"}
+    for values in imagined["arms"].values():
+        assert list(values) == list(recipe.env.tasks) and all(0 <= value <= 1 for value in values.values())
+    with pytest.raises(AssertionError, match="opened"):  # what does play in it says so
+        run_stages(recipe, folder, ["eval-real"])
+
+
+def test_with_resets_it_is_opened(explored_run, no_environment, tmp_path):
+    recipe, _ = explored_run
+    with_resets = recipe.model_copy(update={"post_train": recipe.post_train.model_copy(update={"resets": 1})})
+    assert _first_frames(Run(recipe, tmp_path / "a", dry_run=True), 1) == []
+    with pytest.raises(AssertionError, match="opened"):
+        _first_frames(Run(with_resets, tmp_path / "b", dry_run=True), 1)
