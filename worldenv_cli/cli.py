@@ -76,7 +76,7 @@ Success = Annotated[str | None, typer.Option(metavar="COLUMN|FILE", help="Where 
 Gripper = Annotated[
     str | None, typer.Option(metavar="'1 opens'|'1 closes'", help="What the action's last number does, where the source does not say.")
 ]
-FilterKey = Annotated[str | None, typer.Option(help="robomimic: only the demonstrations of this mask.")]
+FilterKey = Annotated[str | None, typer.Option(help="robomimic: only the demonstrations of this mask; RLDS: only this split.")]
 
 
 @app.command()

@@ -5,9 +5,7 @@ action t, so the last action, whose outcome nobody saw, is left out. Rate, robot
 """
 
 import io
-import json
 import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +21,10 @@ from .demonstrations import BEYOND, OFTEN, left_out
 from .libero import ACTION_NAMES, LIBEROS, MEANING
 from .rewards import Outcomes, by_rewards
 from .rlds_features import Feature, numbers, step_features
+from .rlds_files import episodes_that_are_missing, shards_of, version_of
 from .source import LARGEST, MIRRORED, Listed, Source, SourceConfig
 from .tfrecord import Values, read_record, records
 
-SHARD = re.compile(r"(?P<dataset>.+)-(?P<split>\w+)\.tfrecord(?:-(?P<number>\d+)-of-(?P<count>\d+))?")
-VERSION = re.compile(r"\d+(\.\d+)*")
 INSTRUCTIONS = ("language_instruction", "natural_language_instruction", "instruction", "task")
 EVERY_STEP = ("is_first", "is_last", "is_terminal", "reward")  # flags that tensorflow-datasets' episodes have for each step
 LIBERO_NAME = re.compile(r"libero|liber_o10", re.IGNORECASE)  # the second is OpenVLA's own spelling
@@ -46,9 +43,9 @@ class _Columns:
 
 
 def open_rlds(path: Path, config: SourceConfig) -> Source:
-    folder, notes = _version(path)
+    folder, notes = version_of(path)
     features = step_features(folder)
-    shards = _shards(folder, config.filter_key, notes)
+    shards = shards_of(folder, config.filter_key, notes)
     state = [_numbers_called(name, ("observation/", ""), features, folder, "--state") for name in config.state or ("state",)]
     action = [_numbers_called(name, ("", "action/"), features, folder, "--action") for name in (config.action or "action").split(",")]
     cameras, aside = _cameras(features)
@@ -82,55 +79,6 @@ def open_rlds(path: Path, config: SourceConfig) -> Source:
         unusable_cameras=missing,
         notes=notes,
     )
-
-
-# Where it lies
-
-
-def versions(path: Path) -> list[Path]:
-    """The folders with a features.json: the path itself, or one or two below it. What tensorflow-datasets did not finish has other names."""
-    if (path / "features.json").is_file():
-        return [path]
-    for pattern in ("*", "*/*"):
-        found = [folder for folder in path.glob(pattern) if VERSION.fullmatch(folder.name) and (folder / "features.json").is_file()]
-        if found:
-            return sorted(found, key=lambda folder: [int(part) for part in folder.name.split(".")])
-    return []
-
-
-def _version(path: Path) -> tuple[Path, list[str]]:
-    """(the path itself, or its only or newest version, notes)."""
-    found = versions(path)
-    if not found:
-        raise UserError(f"{path}: no features.json there or in a folder <version> below, expected a tensorflow-datasets folder; check the path")
-    names = sorted({folder.parent for folder in found})
-    if len(names) > 1:
-        raise UserError(f"{path}: several datasets, expected one; give one of {[name.relative_to(path).as_posix() for name in names]}")
-    return found[-1], [f"version {found[-1].name}, the newest of {len(found)}"] if len(found) > 1 else []
-
-
-def _shards(folder: Path, split: str | None, notes: list[str]) -> list[Path]:
-    found = [path for path in sorted(folder.iterdir()) if ".tfrecord" in path.name and not path.name.startswith(".")]
-    shards = {path: match for path in found if (match := SHARD.fullmatch(path.name))} or {path: None for path in found}
-    if not shards:
-        other = next((path.name for path in sorted(folder.iterdir()) if ".array_record" in path.name or ".riegeli" in path.name), None)
-        told = f"found {other}: write the dataset again with file_format='tfrecord'" if other else "expected the shards beside features.json"
-        raise UserError(f"{folder}: no .tfrecord files; {told}")
-    wrong = next((path for path in shards if not path.is_file()), None)
-    if wrong:
-        raise UserError(f"{wrong}: not a file, expected a shard of TFRecords")
-    counts = Counter(match["split"] if match else "" for match in shards.values())
-    if split is not None:
-        if split not in counts:
-            raise UserError(f"{folder}: no split {split!r}, found {sorted(counts)}; choose one of them with --filter-key")
-        shards = {path: match for path, match in shards.items() if match and match["split"] == split}
-    elif len(counts) > 1:
-        notes.append(f"splits {' and '.join(sorted(counts))}, all of them taken; one alone with --filter-key")
-    for name in dict.fromkeys(match["split"] for match in shards.values() if match):
-        declared = {int(match["count"]) for match in shards.values() if match and match["split"] == name and match["count"]}
-        if declared and max(declared) > counts[name]:
-            notes.append(f"{counts[name]} of {max(declared)} shards of the split {name} lie there: those are taken")
-    return list(shards)
 
 
 # What is read
@@ -277,24 +225,7 @@ def _notes(folder: Path, shards: Sequence[Path], episodes: Sequence[Listed], lib
             notes.append("most actions lie beyond [-1, 1]: they are no inputs of LIBERO's controller, and taken as recorded")
     else:
         notes = ["rate, robot, orientation and the gripper's direction are not recorded in RLDS datasets"]
-    return notes + _missing_episodes(folder, shards, episodes)
-
-
-def _missing_episodes(folder: Path, shards: Sequence[Path], episodes: Sequence[Listed]) -> list[str]:
-    """Shards that end between two records look whole; dataset_info.json says how many there were."""
-    try:
-        splits = json.loads((folder / "dataset_info.json").read_bytes())["splits"]
-        declared = {split["name"]: [int(length) for length in split["shardLengths"]] for split in splits}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return []
-    notes, held = [], Counter(listed.key[0] for listed in episodes)
-    for shard in shards:
-        match = SHARD.fullmatch(shard.name)
-        lengths = declared.get(match["split"], []) if match else []
-        number = int(match["number"] or 0) if match else 0
-        if number < len(lengths) and held[shard] < lengths[number]:
-            notes.append(f"{shard.name}: {held[shard]} of the {lengths[number]} episodes that dataset_info.json lists")
-    return notes
+    return notes + episodes_that_are_missing(folder, shards, [listed.key[0] for listed in episodes])
 
 
 # One episode
