@@ -315,3 +315,17 @@ def test_the_check_reads_no_weights(tmp_path, monkeypatch):
         folder = checkpoint(family, tmp_path / family)
         monkeypatch.setattr("worldenv_cli.policies.shards.tensors_in", lambda *_: pytest.fail("weights were read"))
         check_checkpoint(VLAConfig(model=str(folder), **SHARED))
+
+
+@pytest.mark.parametrize("section", ["policy", "reflector"])
+def test_a_text_encoder_with_code_is_told_before_anything_is_made(tmp_path, mini, section):
+    from worldenv_cli.pipeline import run_stages
+
+    (tmp_path / "encoder").mkdir()
+    write_json(tmp_path / "encoder" / "config.json", {"model_type": "bert", "auto_map": {"AutoModel": "x.Y"}})
+    model = getattr(mini, section)
+    text = model.text.model_copy(update={"pretrained": str(tmp_path / "encoder")})
+    recipe = mini.model_copy(update={section: model.model_copy(update={"text": text})})
+    with pytest.raises(UserError, match="this text encoder brings code of its own"):
+        run_stages(recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
