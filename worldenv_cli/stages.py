@@ -36,8 +36,8 @@ def check_policy(recipe: Recipe, stages: list[str]) -> None:
 
     For `ingest` alone a folder must be there, and no more.
     """
-    for section in (recipe.policy, recipe.reflector) if stages is None else ():
-        if not isinstance(section, VLAConfig) and section.text.pretrained:
+    for stage, section in (("sft", recipe.policy), ("calibrate", recipe.reflector)):
+        if stage in stages and not isinstance(section, VLAConfig) and section.text.pretrained:
             part(section.text.pretrained, "text encoder", "text.pretrained", None)
     if not isinstance(recipe.policy, VLAConfig):
         return
