@@ -171,7 +171,7 @@ def test_a_choice_of_what_is_not_there_is_refused(compact, tmp_path, choice, def
     config = read_json(folder / "config.json")
     write_json(folder / "config.json", config | {"choice": choice, "default": default})
     (folder / "provenance.json").unlink()
-    with pytest.raises(UserError, match="config.json: .*choice"):
+    with pytest.raises(UserError, match="choice"):
         load_model(folder, "policy")
 
 
