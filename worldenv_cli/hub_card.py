@@ -16,7 +16,6 @@ from .provenance import CARD
 PAPER = "arxiv:2509.24948"  # World-Env
 PLACEHOLDER = "owner/name"  # in the snippets of cards that are not on the Hub yet
 BARE = "---\nlibrary_name: worldenv\ntags:\n- worldenv\n---\n\n# {name}\n\nMade by worldenv, not evaluated yet.\n"
-LIBRARIES = {"pi0": "lerobot", "smolvla": "lerobot", "openvla": "transformers"}
 CLASSES = {"pi0": "lerobot.policies.pi0.modeling_pi0.PI0Policy", "smolvla": "lerobot.policies.smolvla.modeling_smolvla.SmolVLAPolicy"}
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"), (10_000_000, "1M<n<10M"))
 
@@ -61,7 +60,7 @@ def complete(
         data.tags = list(dict.fromkeys([*(data.tags or ()), PAPER]))
         data.model_name, data.eval_results = repository.partition("/")[2], _results(folder, run) or None
     if merged is not None:
-        data.library_name = LIBRARIES.get(merged.family, data.library_name)
+        data.library_name = merged.library or data.library_name
         card.text = card.text.rstrip() + "\n\n" + "\n".join(_about(merged, repository)) + "\n"
     outgoing.put(CARD, str(card))
 
@@ -130,7 +129,7 @@ def _about(merged: Merged, repository: str) -> list[str]:
         table = ["| instruction | policy |", "|---|---|", *rows]
         lines = ["Adapters are part of the weights. Several policies, each in a folder of its own:", "", *table]
         where, path = f"Each folder in `{MEMBERS}` holds", f"policy/{MEMBERS}/{next(iter(merged.choice.values()))}"
-    if merged.family in CLASSES:
+    if merged.library == "lerobot":
         units = f"it reads and writes recorded units. Cameras in the policy's order: {', '.join(merged.cameras)}."
         download = [f"hf download {repository} --local-dir policy"] if merged.choice else []
         lines += [
