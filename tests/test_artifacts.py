@@ -143,11 +143,13 @@ def test_content_hash(tmp_path):
         content_hash(tmp_path / "three")
 
 
+def flipped(data):
+    """One bit, in the last byte, as a failing disk does it."""
+    return data[:-1] + bytes([data[-1] ^ 1])
+
+
 def flip(path):
-    """One bit of a file, in its last byte, as a failing disk does it."""
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(data)
+    path.write_bytes(flipped(path.read_bytes()))
 
 
 DAMAGE = {
@@ -251,7 +253,16 @@ def test_checkpoint_keeps_two(tmp_path):
     checkpoint.clear()
 
 
-@pytest.mark.parametrize("file, damage", [("model.safetensors", lambda d: d[:-1]), ("state.json", lambda d: d[:-4]), ("state.json", None)])
+@pytest.mark.parametrize(
+    "file, damage",
+    [
+        ("model.safetensors", lambda data: data[:-1]),
+        ("model.safetensors", flipped),
+        ("state.json", lambda data: data[:-4]),
+        ("state.json", lambda data: b"{}"),
+        ("state.json", None),
+    ],
+)
 def test_a_damaged_checkpoint_is_skipped(tmp_path, file, damage):
     checkpoint = Checkpoint(tmp_path)
     for step in (100, 200):

@@ -39,7 +39,17 @@ def test_leave_one_out_by_hand_and_by_brute_force():
     found = leave_one_out(reward, group)
     assert found.dtype == np.float32 and found[8] == 0
     np.testing.assert_allclose(found, wanted, atol=1e-6)
-    np.testing.assert_allclose(leave_one_out(np.full(4, 0.3), np.array([0, 0, 1, 1])), 0, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_equal_rewards_give_advantages_of_exactly_zero(kind):
+    """Not of rounding noise, which Adam would turn into whole steps."""
+    group = np.array([0, 2, 2, 0, 4, 0, 2, 2, 2, 0, 4, 4, 1])
+    for value in (0.0, 0.1, 1 / 3, 0.7, 0.95, 1.0):
+        assert not leave_one_out(np.full(len(group), value, kind), group).any()
+    reward = np.where(group == 2, 0.1, np.arange(13) / 13).astype(kind)
+    found = leave_one_out(reward, group)
+    assert not found[(group == 2) | (group == 1)].any() and (found[(group == 0) | (group == 4)] != 0).sum() >= 6
 
 
 def objective(ratio, advantage, played, clip=0.2):

@@ -6,8 +6,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import history
+from gymnasium.error import ClosedEnvironmentError, ResetNeeded
 from gymnasium.utils import env_checker
+from gymnasium.vector import AutoresetMode
+from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
+from worldenv_cli.simulator.simulator import History
 from worldenv_cli.world_env import WorldEnv, WorldEnvConfig
 
 
@@ -195,9 +199,165 @@ def test_without_histories_it_draws_from_its_pool(world, demonstrations):
     assert len(set(others)) > 1
 
 
-def test_too_many_histories_are_refused(world, demonstrations):
-    with pytest.raises(ValueError, match="5 histories for 4 rows"):
-        world.reset(options={"histories": [history(demonstrations[0])] * 5})
+# Partial resets, as gymnasium means them
+
+
+def mask(*rows):
+    return np.isin(np.arange(4), rows)
+
+
+def held(world):
+    """What simulator and reflector hold of each row, by row."""
+    kept = [*vars(world._simulated).items(), *vars(world._reflected).items()]
+    return {int(row): {name: values[place].clone() for name, values in kept} for place, row in enumerate(world._moving)}
+
+
+@pytest.mark.parametrize("rows", [(1,), (0, 3), (2,), (0, 1, 2, 3), ()])
+def test_a_partial_reset_touches_no_other_row(world, demonstrations, rows):
+    """Not a bit of what the others show, remember or still have to play; the named rows are as after any reset."""
+    first = [history(episode, moment) for episode, moment in zip(demonstrations, (0, 4, 2, 8))]
+    after = play(world, first, until=1)[0][0]
+    before, left = held(world), world._time.copy()
+    fresh = [history(demonstrations[row], 1) for row in rows]
+    observation, info = world.reset(options={"reset_mask": mask(*rows), "histories": fresh})
+    assert info["alive"].all() and world._moving.tolist() == [0, 1, 2, 3] and observation in world.observation_space
+    for row in set(range(4)) - set(rows):
+        np.testing.assert_array_equal(observation["images"]["front"][row], after["images"]["front"][row])
+        np.testing.assert_array_equal(observation["state"][row], after["state"][row])
+        assert observation["instruction"][row] == after["instruction"][row] and world._time[row] == left[row]
+        assert all(torch.equal(held(world)[row][name], value) for name, value in before[row].items())
+    moved = world.step(chunks(7))
+    whole = [fresh[rows.index(row)] if row in rows else first[row] for row in range(4)]
+    world.reset(options={"histories": whole})
+    if not rows:
+        return
+    alone = world.step(chunks(7))  # the named rows are where a reset of all puts them
+    for row in rows:
+        np.testing.assert_allclose(moved[4]["states"][row], alone[4]["states"][row], atol=1e-5)
+        assert np.abs(moved[4]["frames"]["front"][row].astype(int) - alone[4]["frames"]["front"][row]).max() <= 1
+
+
+def test_rows_that_ended_begin_anew_beside_those_that_go_on(world, demonstrations):
+    """The loop of a user: every row's frames and scores are those of its episodes played alone."""
+    lengths = (12, 0, 8, 4)  # the horizon is 16: they end after 1, 4, 2 and 3 chunks
+    parts, played = {row: [] for row in range(4)}, {row: [] for row in range(4)}
+    current = {row: history(demonstrations[row], lengths[row]) for row in range(4)}
+    world.reset(options={"histories": list(current.values())})
+    for step in range(6):
+        given = chunks(step)
+        _, reward, terminated, truncated, info = world.step(given)
+        assert info["alive"].all()
+        over = terminated | truncated
+        for row in range(4):
+            played[row].append((given[row], info["frames"]["front"][row], info["scores"][row]))
+            if over[row]:
+                parts[row].append((current[row], played.pop(row), reward[row]))
+                current[row], played[row] = history(demonstrations[row], 4 * (step % 3)), []
+        if over.any():
+            world.reset(options={"reset_mask": over, "histories": [current[row] for row in np.flatnonzero(over)]})
+    assert sorted(len(episodes) for episodes in parts.values()) >= [1, 1, 1, 2]
+    for one, steps, reward in (episode for episodes in parts.values() for episode in episodes):
+        world.reset(options={"histories": [one]})
+        for given, frames, scores in steps:
+            *_, info = world.step(np.stack([given] * 4))
+            assert np.abs(info["frames"]["front"][0].astype(int) - frames).max() <= 1
+            np.testing.assert_allclose(info["scores"][0], scores, atol=1e-3)
+        assert not info["alive"][1:].any() and reward == pytest.approx(scores[-1])
+
+
+def test_a_partial_reset_freezes_the_named_rows_that_no_history_is_left_for(world, demonstrations):
+    world.reset(seed=0)
+    observation, info = world.reset(options={"reset_mask": mask(0, 2, 3), "histories": [history(demonstrations[2])]})
+    assert info["alive"].tolist() == [True, True, False, False] and observation["instruction"][2:] == ("", "")
+    assert world.step(chunks())[4]["alive"].tolist() == [True, True, False, False]
+    world.reset(options={"reset_mask": mask(0, 1), "histories": []})
+    assert not world.step(chunks())[4]["alive"].any()
+    assert world.reset(options={"reset_mask": mask(3)})[1]["alive"].tolist() == [False, False, False, True]  # drawn from the pool
+
+
+def test_next_step_autoreset(simulator, reflector, demonstrations):
+    """As gymnasium defines it: the step after an end begins the next episode, whatever the action, with reward 0 and no flag."""
+    reflector.threshold.fill_(2.0)
+    pool = [history(demonstrations[0], 12), history(demonstrations[2], 8)]  # one chunk, two chunks
+    world = WorldEnv(simulator, reflector, WorldEnvConfig(rows=2, horizon=16), pool, autoreset_mode="NextStep")
+    assert world.metadata["autoreset_mode"] is world.autoreset_mode is AutoresetMode.NEXT_STEP
+    statistics = RecordEpisodeStatistics(world)
+    statistics.reset(seed=1, options={"histories": pool})
+    ended, seen = np.zeros(2, bool), []
+    for step in range(8):
+        given = chunks(step, rows=2)
+        given[ended] = np.nan  # not looked at
+        observation, reward, terminated, truncated, info = statistics.step(given)
+        np.testing.assert_array_equal(info["alive"], ~ended)
+        for row in np.flatnonzero(ended):
+            assert any(np.array_equal(observation["images"]["front"][row], one.frames[-1]) for one in pool)
+            assert reward[row] == 0 and not terminated[row] and not truncated[row]
+        ended = terminated | truncated
+        seen.append(ended.tolist())
+    assert seen[0] == [True, False] and seen[1] == [False, True] and seen[2][1] is False and statistics.episode_count >= 5
+    assert set(statistics.length_queue) == {1, 2}
+
+
+def test_it_renders_the_last_frames(simulator, reflector, demonstrations):
+    pool = [history(episode) for episode in demonstrations]
+    world = WorldEnv(simulator, reflector, WorldEnvConfig(rows=4, horizon=16), pool, render_mode="rgb_array")
+    with pytest.raises(ResetNeeded, match="render before reset"):
+        world.render()
+    observation, _ = world.reset(seed=0)
+    for _ in range(2):
+        pictures = world.render()
+        assert isinstance(pictures, tuple) and len(pictures) == 4 and all(one.shape == (32, 32, 3) and one.dtype == np.uint8 for one in pictures)
+        np.testing.assert_array_equal(np.stack(pictures), observation["images"]["front"])
+        observation, *_ = world.step(chunks())
+    assert WorldEnv(simulator, reflector, WorldEnvConfig(), pool).render() is None
+
+
+def test_what_a_caller_gets_wrong_is_told_in_a_line(world, simulator, reflector, demonstrations):
+    """And changes nothing."""
+    one = history(demonstrations[0])
+    with pytest.raises(ResetNeeded, match=r"step before reset: call reset\(\) first"):
+        world.step(chunks())
+    world.reset(seed=0)
+    held_before = held(world)
+    broken = {value: chunks() for value in (np.nan, np.inf, -np.inf)}
+    for value, given in broken.items():
+        given[2, 1, 3] = value
+    small = History(np.zeros((1, 16, 16, 3), np.uint8), one.states, one.actions, one.instruction)
+    for call, error, message in (
+        (lambda: world.step(chunks(rows=3)), ValueError, r"actions have shape \(3, 4, 4\), expected \(4, 4, 4\)"),
+        (lambda: world.step(chunks()[:, 0]), ValueError, r"actions have shape \(4, 4\), expected \(4, 4, 4\)"),
+        (lambda: world.step([["left"]]), ValueError, "actions are not an array of numbers"),
+        *((lambda given=given: world.step(given), ValueError, f"actions of row 2 hold {value}, expected finite") for value, given in broken.items()),
+        (lambda: world.reset(options={"histories": [one] * 5}), ValueError, "5 histories for 4 rows"),
+        (lambda: world.reset(options={"reset_mask": mask(1), "histories": [one] * 2}), ValueError, "2 histories for 1 rows"),
+        (lambda: world.reset(options={"histories": [one, small]}), ValueError, r"history 1 has frames \(16, 16, 3\)"),
+        (lambda: world.reset(options={"reset_mask": np.ones(3, bool)}), ValueError, r"shape \(3,\) and type bool, expected \(4,\) and bool"),
+        (lambda: world.reset(options={"reset_mask": np.ones(4)}), ValueError, r"shape \(4,\) and type float64, expected \(4,\) and bool"),
+        (lambda: WorldEnv(simulator, reflector, world.config, []).reset(), ValueError, "the pool is empty"),
+        (lambda: WorldEnv(simulator, reflector, world.config, [], render_mode="human"), ValueError, "render_mode is 'human'"),
+        (lambda: WorldEnv(simulator, reflector, world.config, [], autoreset_mode="SameStep"), ValueError, "expected DISABLED or NEXT_STEP"),
+    ):
+        with pytest.raises(error, match=message) as caught:
+            call()
+        assert "\n" not in str(caught.value)
+    for row, values in held(world).items():
+        assert all(torch.equal(values[name], value) for name, value in held_before[row].items())
+    world.reset(options={"histories": [one]})
+    given = chunks()
+    given[1:] = np.nan
+    world.step(given)  # of rows that do not move nothing is asked
+    world.close()
+    with pytest.raises(ClosedEnvironmentError):
+        world.step(chunks())
+
+
+def test_actions_beyond_their_range_are_clipped(world, demonstrations):
+    histories = [history(episode) for episode in demonstrations]
+    found = []
+    for scale in (1, 5):
+        world.reset(options={"histories": histories})
+        found.append(world.step(scale * np.sign(chunks()))[4]["states"])
+    np.testing.assert_array_equal(*found)
 
 
 def test_imagining_builds_no_graph(world, demonstrations):

@@ -191,6 +191,7 @@ class Checkpoint:
         with staged(self._of(step)) as partial:
             write_tensors(partial / TENSORS, tensors)
             write_json(partial / "state.json", state)
+            write_provenance(partial, {})
         steps = self._steps()
         kept = [other for other in steps if other <= step][-2:]
         for old in set(steps) - set(kept):
@@ -200,6 +201,7 @@ class Checkpoint:
         """(step, tensors, state) of the newest state that can be read, None where there is none."""
         for step in reversed(self._steps()):
             try:
+                verify(self._of(step))
                 return step, load_tensors(self._of(step)), read_json(self._of(step) / "state.json")
             except (UserError, FileNotFoundError) as error:
                 warnings.warn(f"checkpoint skipped, falling back to the one before: {error}", stacklevel=2)

@@ -1,5 +1,6 @@
 """The command line: arguments in, messages and exit codes out. Nothing heavy is imported before a command needs it."""
 
+import glob
 import sys
 import traceback
 from collections.abc import Iterator
@@ -13,26 +14,54 @@ from . import __version__
 from .errors import UserError
 
 app = typer.Typer(
-    help="Post-train a vision-language-action policy inside a learned world: from a few demonstrations, without touching the robot again.",
+    help="Post-train a robot policy inside a learned world model, from a few demonstrations and a counted number of real rollouts.",
     epilog="Start with `worldenv run quickstart`, on any machine. Every command continues where it was cut off.",
     no_args_is_help=True,
     rich_markup_mode=None,  # plain help takes half the time
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
-RecipeFile = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of one in recipes/.", show_default=False)]
+
+def _recipe_names(incomplete: str) -> list[str]:
+    """For the shell's completion: the shipped recipes, and the YAML files that begin so."""
+    from .shipped import names
+
+    files = sorted(str(path) for path in Path().glob(f"{glob.escape(incomplete)}*") if path.suffix in (".yaml", ".yml") or path.is_dir())
+    return [name for name in names() if name.startswith(incomplete)] + files
+
+
+def _shipped_names(incomplete: str) -> list[str]:
+    from .shipped import names
+
+    return [name for name in names() if name.startswith(incomplete)]
+
+
+RecipeFile = Annotated[
+    str,
+    typer.Argument(metavar="RECIPE", help="A YAML file, or a name that `worldenv recipes` lists.", show_default=False, autocompletion=_recipe_names),
+]
 Set = Annotated[list[str] | None, typer.Option("--set", "-s", metavar="A.B=C", help="Change a setting of the recipe. May be repeated.")]
 Out = Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the run, instead of the recipe's.", show_default=False)]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, with its cost, and do nothing.")]
 Force = Annotated[bool, typer.Option("--force", help="Do it again although it is up to date.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print every table of the report at the end.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document; progress goes to stderr.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors only.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
 @app.command()
-def run(recipe: RecipeFile, set: Set = None, out: Out = None, dry_run: DryRun = False, force: Force = False, debug: Debug = False):
+def run(
+    recipe: RecipeFile,
+    set: Set = None,
+    out: Out = None,
+    dry_run: DryRun = False,
+    force: Force = False,
+    verbose: Verbose = False,
+    debug: Debug = False,
+):
     """All stages up to the report; what is up to date is skipped."""
-    _run(None, recipe, set, out, dry_run, force, debug)
+    _run(None, recipe, set, out, dry_run, force, debug, verbose=verbose)
 
 
 Format = Annotated[str | None, typer.Option("--format", help="lerobot, libero, robomimic or rlds; found out where it is not given.")]
@@ -106,22 +135,40 @@ def inspect(
     control_hz: ControlHz = None,
     outcome: Outcome = None,
     success: Success = None,
+    json: Json = False,
+    quiet: Quiet = False,
     debug: Debug = False,
 ):
     """What is in a dataset, or in recorded data."""
-    with _told(debug):
+    with _told(debug), _heard(json, quiet):
         from .data.inspection import inspect_source, print_inspection
         from .destination import check_destination
 
         if sheet is not None:
             check_destination(sheet, "file", [Path(source) for source in sources])
         told = {"state": state, "action": action, "instruction": instruction, "filter_key": filter_key, "control_hz": control_hz}
-        for source in _opened(sources, format, told | {"outcome": outcome, "success": success})[0]:
-            print_inspection(inspect_source(source), sheet)
+        found = [inspect_source(source) for source in _opened(sources, format, told | {"outcome": outcome, "success": success})[0]]
+        if json:
+            _document([_facts(name, one, sheet) for name, one in zip(sources, found, strict=True)])
+        else:
+            for one in found:
+                print_inspection(one, sheet)
+
+
+def _facts(source: str, inspection, sheet: Path | None) -> dict:
+    """An inspection for programs."""
+    tasks = [dict(zip(("instruction", "episodes", "actions", "success"), row, strict=False)) for row in inspection.tasks]
+    dimensions = [dict(zip(("name", "range", "mean", "remark"), row, strict=False)) for row in inspection.dimensions]
+    facts = {"source": source, **dict(inspection.facts), "tasks": tasks, "dimensions": dimensions}
+    if sheet is not None:
+        from .evaluation.video import contact_sheet
+
+        facts["sheet"] = str(contact_sheet(sheet, inspection.frames))
+    return facts
 
 
 def _is_recipe(name: str) -> bool:
-    from .recipe import SHIPPED
+    from .shipped import SHIPPED
 
     return name.endswith((".yaml", ".yml")) or (not Path(name).exists() and (SHIPPED / f"{name}.yaml").is_file())
 
@@ -198,10 +245,32 @@ def evaluate(
     out: Out = None,
     dry_run: DryRun = False,
     force: Force = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
     debug: Debug = False,
 ):
     """Base and post-trained policy from the same starts -> report."""
-    _run(["eval-real" if real else "eval"], recipe, set, out, dry_run, force, debug)
+    with _heard(json, quiet):
+        folder = _run(["eval-real" if real else "eval"], recipe, set, out, dry_run, force, debug, verbose=verbose and not json)
+        if (json or quiet) and not dry_run:
+            from .atomic import read_json
+
+            with _told(debug):
+                result = read_json(folder / ("eval.json" if real else "eval/imagined/imagined.json"))
+                _print_result(result, json)
+
+
+def _print_result(result: dict, json: bool) -> None:
+    if json:
+        _document(result)
+    elif "comparisons" in result:
+        from .evaluation.headline import headline
+
+        print(headline(result))
+    else:
+        for name, values in result["arms"].items():
+            print(f"{name}: " + ", ".join(f"{task} {value:.2f}" for task, value in values.items()))
 
 
 @app.command()
@@ -253,23 +322,63 @@ def bench(
 
 
 @app.command()
-def doctor(debug: Debug = False):
+def doctor(json: Json = False, quiet: Quiet = False, debug: Debug = False):
     """What this machine has and lacks; exit code 1 if that matters."""
-    with _told(debug):
-        from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
-
-        from .doctor import examine
+    with _told(debug), _heard(json, quiet):
+        from .doctor import examine, print_checks
 
         checks = examine()
-        table = Table("", "", "found", "what to do", box=None, header_style="bold", pad_edge=False)
-        marks = {True: Text("ok", "green"), None: Text("-", "yellow"), False: Text("missing", "red")}
-        for check in checks:
-            table.add_row(marks[check.ok], Text(check.name), Text(check.found), Text(check.advice))
-        Console().print(table)
-    if any(check.ok is False for check in checks):
-        raise typer.Exit(1)
+        if json:
+            _document([check._asdict() for check in checks])
+        else:
+            print_checks([check for check in checks if check.ok is False] if quiet else checks)
+        if any(check.ok is False for check in checks):
+            raise typer.Exit(1)
+
+
+recipes = typer.Typer(help="The recipes that come with worldenv: list, show, copy, and every setting explained.", rich_markup_mode=None)
+app.add_typer(recipes, name="recipes")
+Shipped = Annotated[str, typer.Argument(metavar="NAME", help="One that `worldenv recipes` lists.", autocompletion=_shipped_names)]
+
+
+@recipes.callback(invoke_without_command=True)
+def list_recipes(context: typer.Context):
+    if context.invoked_subcommand is None:
+        from .shipped import names, summary
+
+        width = max(map(len, names()), default=0)
+        for name in names():
+            print(f"{name:{width}}  {summary(name)}")
+        print("\nworldenv recipes show NAME, copy NAME [FILE], explain [SETTING]; worldenv run NAME")
+
+
+@recipes.command("show")
+def show_recipe(name: Shipped):
+    """Print a recipe."""
+    with _told(False):
+        from .shipped import find
+
+        print(find(name).read_text(encoding="utf-8"), end="")
+
+
+@recipes.command("copy")
+def copy_recipe(name: Shipped, place: Annotated[Path | None, typer.Argument(metavar="[FILE|FOLDER]", help="Here, where left out.")] = None):
+    """Copy a recipe, to change it; nothing is overwritten."""
+    with _told(False):
+        from .shipped import copy
+
+        print(copy(name, place))
+
+
+@recipes.command("explain")
+def explain_settings(setting: Annotated[str | None, typer.Argument(metavar="[SECTION[.SETTING]]", help="All, where left out.")] = None):
+    """What settings mean: type, bounds, default."""
+    with _told(False):
+        from .recipe_explained import explained
+
+        for one in explained(setting):
+            default = f"; default {one.default}" if one.default not in ("", "required") else f"; {one.default}" if one.default else ""
+            print(f"{one.name}{f' ({one.variant})' if one.variant else ''}: {one.type}{default}\n    {one.description}")
 
 
 def _version(wanted: bool) -> None:
@@ -286,14 +395,60 @@ def options(version: Version = False):
     pass
 
 
-def _run(stages: list[str] | None, recipe: str, set: list[str] | None, out: Path | None, dry_run: bool, force: bool, debug: bool) -> None:
+def _run(
+    stages: list[str] | None,
+    recipe: str,
+    set: list[str] | None,
+    out: Path | None,
+    dry_run: bool,
+    force: bool,
+    debug: bool,
+    verbose: bool = False,
+) -> Path:
+    """The run's folder, once the stages are done."""
     with _told(debug):
         from .recipe import load_recipe
 
         loaded = load_recipe(recipe, set or [])  # a mistake in it is told before torch is imported
         from .pipeline import run_stages
 
-        run_stages(loaded, out or loaded.folder, stages, dry_run=dry_run, force=force)
+        folder = out or loaded.folder
+        run_stages(loaded, folder, stages, dry_run=dry_run, force=force)
+        if verbose and not dry_run and (folder / "eval.json").is_file():
+            from .atomic import read_json
+            from .evaluation.report import print_tables
+
+            print_tables(read_json(folder / "eval.json"))
+        return folder
+
+
+@contextmanager
+def _heard(json: bool, quiet: bool) -> Iterator[None]:
+    """Progress beside a JSON document goes to stderr, with --quiet nowhere."""
+    if not json and not quiet:
+        yield
+        return
+    from .progress import voice
+
+    with voice("quiet" if quiet else "stderr"):
+        yield
+
+
+def _document(value) -> None:
+    """The one JSON document of a command. What is not finite becomes null."""
+    import json
+    import math
+
+    def plain(value):
+        if isinstance(value, dict):
+            return {str(key): plain(inner) for key, inner in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [plain(inner) for inner in value]
+        if isinstance(value, float):
+            return value if math.isfinite(value) else None
+        return value if value is None or isinstance(value, (bool, int, str)) else plain(value.item()) if hasattr(value, "item") else str(value)
+
+    print(json.dumps(plain(value), indent=2, ensure_ascii=False))
 
 
 @contextmanager
@@ -318,7 +473,7 @@ def _message(error: BaseException, debug: bool) -> tuple[str, int]:
     if isinstance(error, KeyboardInterrupt):
         return "interrupted: run the same command again and it continues from the last checkpoint", 130
     if isinstance(error, UserError):
-        return f"error: {error}", 2
+        return f"error: {' '.join(str(error).splitlines())}", 2
     if is_disk_full(error):
         return f"error: {disk_full_message(Path(getattr(error, 'filename', None) or '.'))}", 2
     if (told := os_error_message(error)) is not None:

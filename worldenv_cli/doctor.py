@@ -1,4 +1,4 @@
-"""`worldenv doctor`: what this machine has, what is missing, and the command that mends it."""
+"""`worldenv doctor`: what this machine has, what is missing, and the command that fixes it."""
 
 import importlib.util
 import os
@@ -30,6 +30,20 @@ class Check(NamedTuple):
 def examine() -> list[Check]:
     """Everything worth knowing, in a few seconds."""
     return [check_python(), *check_packages(), *check_devices(), *check_renderers(), check_memory(), check_disk()]
+
+
+def print_checks(checks: list[Check]) -> None:
+    """As a table, in the terminal."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("", "", "found", "what to do", box=None, header_style="bold", pad_edge=False)
+    marks = {True: Text("ok", "green"), None: Text("-", "yellow"), False: Text("missing", "red")}
+    for check in checks:
+        table.add_row(marks[check.ok], Text(check.name), Text(check.found), Text(check.advice))
+    if checks:
+        Console().print(table)
 
 
 def check_python() -> Check:

@@ -9,13 +9,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Literal, Protocol, Self
 
 from .atomic import write_text
 from .errors import UserError
 
 SECONDS_BETWEEN_LINES = 5.0
 _open_bars = 0
+_voice: Literal["stdout", "stderr", "quiet"] = "stdout"
+_log: Path | None = None
 
 
 class Progress(Protocol):
@@ -23,10 +25,44 @@ class Progress(Protocol):
         """`n` more are done; `figures` are shown beside the count, and stay until they change."""
 
 
+@contextmanager
+def voice(where: Literal["stdout", "stderr", "quiet"]) -> Iterator[None]:
+    """Where lines and bars go: to stderr where stdout is a document for programs, nowhere where only results are asked for."""
+    global _voice
+    before, _voice = _voice, where
+    try:
+        yield
+    finally:
+        _voice = before
+
+
+@contextmanager
+def logged(path: Path) -> Iterator[None]:
+    """Append everything that is said meanwhile to a file, with the time, whatever is shown."""
+    global _log
+    before, _log = _log, path
+    try:
+        yield
+    finally:
+        _log = before
+
+
 def say(text: str) -> None:
     """One line for people, above a bar if there is one. Only the first of several processes speaks."""
     if _speaks():
-        print(text, flush=True)
+        _note(text)
+        if _voice != "quiet":
+            print(text, file=_stream(), flush=True)
+
+
+def _note(text: str) -> None:
+    if _log is not None:
+        with _log.open("a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
+
+
+def _stream():
+    return sys.stdout if _voice == "stdout" else sys.stderr
 
 
 @contextmanager
@@ -36,7 +72,7 @@ def track(description: str, total: int, unit: str = "steps", done: int = 0) -> I
     `done` of them were done by an earlier run, and do not count for the time that is left. May be nested.
     """
     global _open_bars
-    kind = _Bar if sys.stdout.isatty() and _speaks() else _Lines
+    kind = _Bar if _voice != "quiet" and _stream().isatty() and _speaks() else _Lines
     bar = kind(description, total, unit, done, nested=_open_bars > 0)
     _open_bars += 1
     try:
@@ -61,14 +97,16 @@ def _clock(seconds: float) -> str:
 
 class _Bar:
     def __init__(self, description: str, total: int, unit: str, done: int, nested: bool):
-        from rich import progress
+        from rich import console, progress
 
+        self.description, self.unit, self.started = description, unit, time.monotonic()
         self.rich = progress.Progress(
             progress.TextColumn("{task.description}", markup=False),
             progress.BarColumn(),
             progress.TextColumn(f"{{task.completed:.0f}}/{{task.total:.0f}} {unit}", markup=False),
             progress.TextColumn("{task.fields[listed]}", markup=False),
             progress.TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+            console=console.Console(file=_stream()),
             transient=nested,
         )
         self.figures: dict[str, float] = {}
@@ -81,6 +119,8 @@ class _Bar:
 
     def close(self) -> None:
         self.rich.stop()
+        counts = f"{self.rich.tasks[0].completed:.0f}/{self.rich.tasks[0].total:.0f} {self.unit}"
+        _note(", ".join(filter(None, [f"{self.description}: {counts}", _listed(self.figures), f"took {_clock(time.monotonic() - self.started)}"])))
 
 
 class _Lines:

@@ -1,7 +1,6 @@
 """The recipe: one YAML file that says everything about a run, `--set a.b=c` on top of it, and what to say when it is wrong."""
 
 import math
-import re
 import types
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,10 +17,11 @@ from .errors import UserError
 from .evaluation.config import EvalConfig
 from .policies.config import CompactPolicyConfig, SFTConfig, VLAConfig
 from .post_train.config import PostTrainConfig
+from .recipe_yaml import line_of, parse, read_text
 from .reflector.config import CalibrateConfig, ReflectorConfig
+from .shipped import SHIPPED
 from .simulator.config import SimulateConfig, SimulatorConfig
 
-SHIPPED = Path(__file__).resolve().parent.parent / "recipes"
 C = TypeVar("C", bound=Config)
 
 
@@ -35,22 +35,25 @@ PolicyConfig = Annotated[Annotated[CompactPolicyConfig, Tag("compact")] | Annota
 class Recipe(Config):
     """Everything about a run; each section is described where it is used."""
 
-    name: str = Field(pattern=r"^[\w.-]+$", description="letters, digits, dots and dashes: it names the run's folder")
-    seed: int = Field(0, ge=0)
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU where there is one")
-    out: str = Field("runs/{name}", description="folder of the run")
-    env: EnvConfig
-    ingest: IngestConfig = IngestConfig()
-    policy: PolicyConfig = Field(CompactPolicyConfig(), description="a VLA, where `model` names one; else a compact policy, from nothing")
-    sft: SFTConfig = SFTConfig()
-    explore: ExploreConfig = ExploreConfig()
-    simulator: SimulatorConfig = SimulatorConfig()
-    simulate: SimulateConfig = SimulateConfig()
-    reflector: ReflectorConfig = ReflectorConfig()
-    calibrate: CalibrateConfig = CalibrateConfig()
-    world_env: WorldEnvConfig = WorldEnvConfig()
-    post_train: PostTrainConfig = PostTrainConfig()
-    eval: EvalConfig = EvalConfig()
+    name: str = Field(pattern=r"^\w[\w.-]*$", max_length=100, description="Name of the run and of its folder: letters, digits, dots and dashes")
+    seed: int = Field(0, ge=0, description="Training seed: initial weights, batches, and the initial states of everything but the evaluation")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where models are computed; auto: on the GPU where there is one")
+    out: str = Field("runs/{name}", description="Folder of the run; {name} stands for its name")
+    env: EnvConfig = Field(description="The real environment: its tasks, and how every episode in it is seen and played")
+    ingest: IngestConfig = Field(IngestConfig(), description="Where the demonstrations come from")
+    policy: PolicyConfig = Field(
+        CompactPolicyConfig(),
+        description="A published checkpoint where `model` names one, otherwise a compact policy trained from scratch",
+    )
+    sft: SFTConfig = Field(SFTConfig(), description="Supervised fine-tuning on the demonstrations")
+    explore: ExploreConfig = Field(ExploreConfig(), description="Rollouts of the fine-tuned policy, with noise, in the real environment")
+    simulator: SimulatorConfig = Field(SimulatorConfig(), description="The world simulator: its sizes")
+    simulate: SimulateConfig = Field(SimulateConfig(), description="How the world simulator is trained")
+    reflector: ReflectorConfig = Field(ReflectorConfig(), description="The reflector: its sizes")
+    calibrate: CalibrateConfig = Field(CalibrateConfig(), description="How the reflector is trained and calibrated")
+    world_env: WorldEnvConfig = Field(WorldEnvConfig(), description="The imagined environment: simulator and reflector together")
+    post_train: PostTrainConfig = Field(PostTrainConfig(), description="Post-training in imagination, in rounds")
+    eval: EvalConfig = Field(EvalConfig(), description="The evaluation")
 
     @model_validator(mode="after")
     def _one_protocol(self) -> "Recipe":
@@ -102,10 +105,10 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), cls: type[C] = 
     Raises UserError for the first thing wrong: file and line, setting, what was found, what was expected.
     """
     path = _find(path)
-    text = _text(path)
-    data = _parse(text, str(path))
+    text = read_text(path)
+    data = parse(text, str(path))
     if not isinstance(data, dict):
-        raise UserError(f"{path}: found {_shown(data)}, expected settings such as `name: my-run`; see {SHIPPED} for examples")
+        raise UserError(f"{path}: found {_shown(data)}, expected settings such as `name: my-run`; see `worldenv recipes` for examples")
     overridden = {}
     for override in overrides:
         overridden[_override(data, cls, override)] = override
@@ -123,48 +126,17 @@ def resolved_yaml(recipe: Config) -> str:
 # Reading
 
 
-class _Loader(yaml.SafeLoader):
-    """Safe YAML that refuses a key given twice, and that reads 1e-4 as a number, as YAML 1.2 does."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        lines: dict[str, int] = {}
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in lines:
-                problem = f"{key.value!r} is given twice, first in line {lines[key.value]}"
-                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
-            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
-                lines[key.value] = key.start_mark.line + 1
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
-
-
 def _find(path: str | Path) -> Path:
-    if Path(path).is_file():
-        return Path(path)
+    try:
+        if Path(path).is_file():
+            return Path(path)
+    except (OSError, ValueError):  # a name too long, or no name at all
+        pass
     shipped = sorted(file.stem for file in SHIPPED.glob("*.yaml"))
     if str(path) in shipped:
         return SHIPPED / f"{path}.yaml"
     names = f" or one of {', '.join(shipped)}" if shipped else ""
-    raise UserError(f"{path}: no such recipe, expected a YAML file{names}{_near(str(path), shipped)}; check the path")
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as text ({error}); expected a YAML file") from error
-
-
-def _parse(text: str, where: str) -> Any:
-    try:
-        return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise UserError(f"{where}{line}: not valid YAML ({problem}); mend that line") from error
+    raise UserError(f"{_shown(str(path))[1:-1]}: no such recipe, expected a YAML file{names}{_near(str(path), shipped)}; check the path")
 
 
 def _override(data: dict, cls: type[Config], override: str) -> tuple[str, ...]:
@@ -177,22 +149,28 @@ def _override(data: dict, cls: type[Config], override: str) -> tuple[str, ...]:
     for depth, key in enumerate(keys):
         where = ".".join(keys[:depth])
         if isinstance(place, list):
-            if not key.isdigit() or int(key) >= len(place):
-                raise UserError(f"--set {override!r}: {where} has no item {key!r}, expected a number from 0 to {len(place) - 1}")
+            if _number(key) is None or _number(key) >= len(place):
+                here = f"expected a number from 0 to {len(place) - 1}" if place else "it is empty"
+                raise UserError(f"--set {override!r}: {where} has no item {key!r}, {here}")
         elif isinstance(place, dict):
-            known = _known(cls, keys[:depth])
+            known = known_settings(cls, keys[:depth])
             if known is not None and key not in known:
-                raise UserError(f"--set {override!r}: {_unknown(keys[: depth + 1], known)}")
+                raise UserError(f"--set {override!r}: {unknown_setting(keys[: depth + 1], known)}")
         else:
             raise UserError(f"--set {override!r}: {where} is {_shown(place)}, which has no settings inside; set {where} itself")
-        index = int(key) if isinstance(place, list) else key
+        index = _number(key) if isinstance(place, list) else key
         if depth == len(keys) - 1:
-            place[index] = _parse(value, f"--set {override!r}")
+            place[index] = parse(value, f"--set {override!r}")
             return keys
         if isinstance(place, dict) and place.get(key) is None:
             place[key] = _default(cls, keys[: depth + 1])
         place = place[index]
     raise AssertionError("a path has at least one key")
+
+
+def _number(key: str) -> int | None:
+    """A place in a list; None for anything else."""
+    return int(key) if key.isascii() and key.isdecimal() and len(key) < 10 else None
 
 
 # What the schema knows about a path
@@ -207,7 +185,7 @@ def _inside(annotation: Any, key: str) -> list[Any]:
     if origin is dict:
         return [arguments[1]]
     if origin in (list, tuple):
-        return [arguments[int(key)]] if origin is tuple and key.isdigit() and int(key) < len(arguments) else [arguments[0]]
+        return [arguments[_number(key)]] if origin is tuple and (_number(key) or 0) < len(arguments) and _number(key) is not None else [arguments[0]]
     if origin in (Union, types.UnionType):
         return [found for argument in arguments for found in _inside(argument, key)]
     if origin is Annotated and any(isinstance(mark, Tag) and mark.tag == key for mark in arguments[1:]):
@@ -231,7 +209,7 @@ def _sections(annotation: Any) -> list[type[BaseModel]]:
     return []
 
 
-def _known(cls: type[Config], keys: Sequence[str]) -> list[str] | None:
+def known_settings(cls: type[Config], keys: Sequence[str]) -> list[str] | None:
     """Names of the settings that the section at `keys` has; None where names are free."""
     sections = [section for annotation in _at(cls, keys) for section in _sections(annotation)]
     return list(dict.fromkeys(name for section in sections for name in section.model_fields)) if sections else None
@@ -259,10 +237,10 @@ def _explained(error: ValidationError, data: dict, cls: type[Config], path: Path
     problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
     keys = _keys(problem["loc"], data)
     set_by = [override for given, override in overridden.items() if keys[: len(given)] == given]
-    where = f"--set {set_by[-1]!r}" if set_by else f"{path}{_line(text, keys)}"
+    where = f"--set {set_by[-1]!r}" if set_by else f"{path}{line_of(text, keys)}"
     field, kind, message = ".".join(keys), problem["type"], problem["msg"]
     if kind == "extra_forbidden":
-        return f"{where}: {_unknown(keys, _known(cls, problem['loc'][:-1]) or _known(cls, keys[:-1]) or [])}"
+        return f"{where}: {unknown_setting(keys, known_settings(cls, problem['loc'][:-1]) or known_settings(cls, keys[:-1]) or [])}"
     if kind == "missing":
         return f"{where}: {field} is missing; expected {_expected(cls, keys)}"
     if kind == "union_tag_invalid":
@@ -289,22 +267,6 @@ def _keys(location: tuple[int | str, ...], data: Any) -> tuple[str, ...]:
     return tuple(keys)
 
 
-def _line(text: str, keys: Sequence[str]) -> str:
-    """Where in the file the setting stands, or else the section that should have it."""
-    node, line = yaml.compose(text, _Loader), None
-    for key in keys:
-        if isinstance(node, yaml.MappingNode):
-            found = next(((name, value) for name, value in node.value if name.value == key), None)
-        elif isinstance(node, yaml.SequenceNode) and int(key) < len(node.value):
-            found = (node.value[int(key)],) * 2
-        else:
-            found = None
-        if found is None:
-            break
-        line, node = found[0].start_mark.line + 1, found[1]
-    return f" line {line}" if line else ""
-
-
 def _expected(cls: type[Config], keys: Sequence[str]) -> str:
     sections = [section for annotation in _at(cls, keys) for section in _sections(annotation)]
     if sections:
@@ -313,11 +275,12 @@ def _expected(cls: type[Config], keys: Sequence[str]) -> str:
         for section in _sections(annotation):
             field = section.model_fields.get(keys[-1])
             if field:
-                return field.description or getattr(field.annotation, "__name__", str(field.annotation))
+                description = field.description or getattr(field.annotation, "__name__", str(field.annotation))
+                return description[0].lower() + description[1:]
     return "a value"
 
 
-def _unknown(keys: Sequence[str], known: Sequence[str]) -> str:
+def unknown_setting(keys: Sequence[str], known: Sequence[str]) -> str:
     return f"unknown setting {'.'.join(keys)}{_near(keys[-1], known)}; {'.'.join(keys[:-1]) or 'the recipe'} has {', '.join(known)}"
 
 

@@ -18,7 +18,7 @@ from .provenance import PROVENANCE, recorded_files
 from .recipe import Recipe, resolved_yaml
 
 REPORTS = ("eval.json", "report.html", "README.md", "bench.json")  # what tells of the artifacts beside it
-# of `env`; no result differs by these, and the kind shows in what else there is
+# Of `env`: how it is computed, which no result depends on; the kind shows in what else there is.
 HOW_COMPUTED = ("workers", "rows", "worker_timeout", "renderer", "python", "assets", "kind")
 
 

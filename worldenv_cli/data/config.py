@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, NonNegativeFloat
 
 from ..config import Config
 
@@ -25,6 +25,8 @@ class ExploreConfig(Config):
 
     episodes: int = Field(60, ge=2, description="Real episodes of each task to train on")
     held_out: int = Field(20, ge=1, description="Further real episodes of each task, on which simulator, reflector and gate are measured")
-    noise: tuple[float, ...] = Field(
-        (0.0, 0.08, 0.15, 0.08), description="Laplace scales of the exploration noise, in turn; much more ruins success and with it the data"
+    noise: tuple[NonNegativeFloat, ...] = Field(
+        (0.0, 0.08, 0.15, 0.08),
+        min_length=1,
+        description="Laplace scales of the exploration noise, in turn; much more ruins success and with it the data",
     )

@@ -2,7 +2,7 @@
 
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, PositiveFloat
 
 from ..config import Channels, Config, TrainingConfig
 
@@ -15,7 +15,7 @@ class TextConfig(Config):
     pretrained: str | None = Field(
         None, description="Name on the Hub of a text encoder that stays frozen; without one, a small encoder of bytes is trained"
     )
-    width: int = Field(64, description="Size of the vector that an instruction becomes")
+    width: int = Field(64, ge=1, description="Size of the vector that an instruction becomes")
     layers: int = Field(2, ge=1, description="Layers of the small encoder of bytes")
     max_tokens: int = Field(96, ge=8, description="Tokens of an instruction that are read; the rest is cut off")
 
@@ -24,10 +24,10 @@ class CompactPolicyConfig(Config):
     """The compact policy: its sizes, and the bounds of its action noise."""
 
     camera: str = Field("front", description="Camera that the policy looks through; follows the environment")
-    resolution: int = Field(64, description="Pixels on a side of its pictures; follows the environment")
-    chunk: int = Field(4, description="Actions in a chunk; follows the environment")
-    state_size: int = Field(4, description="Numbers in the proprioception; follows the environment")
-    action_size: int = Field(4, description="Numbers in an action; follows the environment")
+    resolution: int = Field(64, ge=1, description="Pixels on a side of its pictures; follows the environment")
+    chunk: int = Field(4, ge=1, description="Actions in a chunk; follows the environment")
+    state_size: int = Field(4, ge=1, description="Numbers in the proprioception; follows the environment")
+    action_size: int = Field(4, ge=1, description="Numbers in an action; follows the environment")
     channels: tuple[Channels, Channels] = Field((48, 64), description="Channels of the two levels of the image encoder")
     width: int = Field(96, ge=4, multiple_of=4, description="Width of the transformer that predicts the chunk")
     layers: int = Field(2, ge=1, description="Layers of that transformer")
@@ -94,7 +94,9 @@ class VLAConfig(Config):
         "sde", description="Flow: where denoising is noisy: sde (one random step) or learned (every step, by a learned amount)"
     )
     noise_level: float = Field(0.5, gt=0, description="Flow, sde: noise level in sigma = level sqrt(t / (1 - t))")
-    noise_bounds: tuple[float, float] = Field((0.08, 0.16), description="Flow, learned: smallest and largest standard deviation of a step")
+    noise_bounds: tuple[PositiveFloat, PositiveFloat] = Field(
+        (0.08, 0.16), description="Flow, learned: smallest and largest standard deviation of a step"
+    )
     chunk: int = Field(4, ge=1, description="Actions that are played of each answer; follows the environment")
     state_size: int = Field(4, ge=1, description="Numbers in the proprioception; follows the environment")
     action_size: int = Field(4, ge=1, description="Numbers in an action; follows the environment")

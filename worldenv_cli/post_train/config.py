@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, NonNegativeFloat
 
 from ..config import Config, TrainingConfig
 from ..policies.config import LoraSettings, SFTConfig
@@ -54,7 +54,9 @@ class PostTrainConfig(Config):
 
     rounds: int = Field(2, ge=1, description="Number of rounds")
     probe: int = Field(20, ge=0, description="Real episodes of each task that are played between two rounds; counted")
-    probe_noise: tuple[float, ...] = Field((0.0, 0.08), description="Laplace scales of the exploration noise in these episodes, in turn")
+    probe_noise: tuple[NonNegativeFloat, ...] = Field(
+        (0.0, 0.08), min_length=1, description="Laplace scales of the exploration noise in these episodes, in turn"
+    )
     resets: int = Field(
         60,
         ge=0,

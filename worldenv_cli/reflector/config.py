@@ -1,6 +1,6 @@
 """Settings of the reflector, of its training and of its calibration."""
 
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
 from ..config import Channels, Config, TrainingConfig
 from ..policies.config import TextConfig
@@ -12,10 +12,10 @@ class ReflectorConfig(Config):
     """The reflector: its sizes and what it looks at."""
 
     camera: str = Field("front", description="Camera that it looks through; follows the environment")
-    resolution: int = Field(64, description="Pixels on a side of its pictures; follows the environment")
+    resolution: int = Field(64, ge=1, description="Pixels on a side of its pictures; follows the environment")
     channels: tuple[Channels, Channels, Channels] = Field((64, 64, 96), description="Channels of the three levels of the image encoder")
-    width: int = Field(128, description="Width of its hidden layers")
-    lookback: tuple[int, ...] = Field(
+    width: int = Field(128, ge=1, description="Width of its hidden layers")
+    lookback: tuple[PositiveInt, ...] = Field(
         (1, 3), description="Earlier frames that it sees beside each frame, in control steps before it; the first frame comes on top"
     )
     text: TextConfig = Field(TextConfig(), description="The encoder of instructions")

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, NonNegativeInt
 
 from ..config import Channels, Config, TrainingConfig
 
@@ -13,8 +13,8 @@ class UNetConfig(Config):
     channels: tuple[Channels, ...] = Field((32, 64, 96), min_length=1, description="Channels at each resolution, from fine to coarse")
     layers: int = Field(1, ge=1, description="Residual blocks at each resolution")
     block: Literal[1, 2, 4, 8] = Field(4, description="Pixels on a side that are folded into one position of the network")
-    memory: tuple[int, ...] = Field(
-        (0, 1, 6), description="Which frames it sees, in control steps before the chunk; the first frame of the episode comes on top"
+    memory: tuple[NonNegativeInt, ...] = Field(
+        (0, 1, 6), min_length=1, description="Which frames it sees, in control steps before the chunk; the first frame of the episode comes on top"
     )
     objective: Literal["regression", "flow"] = Field("regression", description="Training objective: one-step regression or flow matching")
     denoising_steps: int = Field(3, ge=1, description="Euler steps of the flow-matching sampler")
@@ -24,8 +24,8 @@ class SimulatorConfig(Config):
     """Everything that is needed to build a simulator again; what the dataset fixes is filled in when it is trained."""
 
     camera: str = Field("front", description="Camera that is simulated; follows the environment")
-    resolution: int = Field(64, description="Pixels on a side; follows the environment")
-    chunk: int = Field(4, description="Actions in a chunk; follows the environment")
+    resolution: int = Field(64, ge=1, description="Pixels on a side; follows the environment")
+    chunk: int = Field(4, ge=1, description="Actions in a chunk; follows the environment")
     intrinsics: tuple[tuple[float, float, float], ...] = Field((), description="Camera matrix (3, 3), in pixels; comes from the dataset")
     extrinsics: tuple[tuple[float, float, float, float], ...] = Field((), description="World-to-camera matrix (4, 4); comes from the dataset")
     action_unit: tuple[tuple[float, ...], ...] = Field(

@@ -7,7 +7,7 @@ from pathlib import Path
 from ...errors import UserError
 from ..layout import UNKNOWN, Episode
 from ..outcomes import Label, label, of_names, read_labels
-from . import hdf5
+from .detect import detect
 from .lerobot import open_lerobot
 from .libero import open_libero
 from .rlds import open_rlds
@@ -63,20 +63,3 @@ def _labelled(path: Path, read: Callable, labels: dict[str, Label], otherwise: s
 def _whole(rate: float | None) -> float | None:
     """20.0 Hz is 20 Hz."""
     return int(rate) if rate is not None and rate == int(rate) else rate
-
-
-def detect(path: Path) -> str:
-    """The format of what lies there, by its files and, for HDF5, by its attributes."""
-    if not path.exists():
-        raise UserError(f"{path}: does not exist, expected a file or folder of recorded episodes; check the path")
-    if not path.is_file() and not path.is_dir():
-        raise UserError(f"{path}: a device or pipe, expected a file or folder of recorded episodes")
-    if (path / "meta/info.json").is_file():
-        return "lerobot"
-    if (path / "features.json").is_file() or list(path.glob("*/features.json")):
-        return "rlds"
-    files = [path] if path.is_file() else sorted(file for file in path.glob("*.hdf5") if not file.name.startswith("."))
-    if files:
-        with hdf5.opened(files[0]) as file:
-            return "libero" if "problem_info" in hdf5.group(file, hdf5.DEMOS, str(files[0])).attrs else "robomimic"
-    raise UserError(f"{path}: none of {', '.join(FORMATS)}, found {sorted(p.name for p in path.iterdir())[:8]}; give --format or check the path")

@@ -13,6 +13,7 @@ import numpy as np
 from ...errors import UserError
 
 LARGEST = 2**31  # bytes in one record: an episode of pictures is far smaller
+COMPRESSED = {b"\x1f\x8b": "gzip", b"\x78\x01": "zlib", b"\x78\x9c": "zlib", b"\x78\xda": "zlib", b"\x28\xb5": "zstd"}  # by first bytes
 Values = list[bytes] | np.ndarray
 
 
@@ -26,6 +27,8 @@ def records(path: Path) -> Iterator[tuple[int, int]]:
             if len(head) < 12:
                 raise UserError(f"{path}: ends inside a record's head at byte {at}; copy or download it again")
             length, check = struct.unpack("<QI", head)
+            if not at and head[:2] in COMPRESSED:
+                raise UserError(f"{path}: compressed as a whole ({COMPRESSED[head[:2]]}), expected plain TFRecords; unpack the shards first")
             if _masked(head[:8]) != check:
                 raise UserError(f"{path}: not a TFRecord, or damaged, at byte {at} (checksum of the length); copy or download it again")
             if length > LARGEST or at + 16 + length > size:
@@ -50,14 +53,14 @@ def read_record(path: Path, offset: int, length: int) -> dict[str, Values]:
 
 def _entry(entry: bytes) -> tuple[str, Values]:
     """One name of the map and its list."""
-    name, feature = next(_fields(entry, 1)).decode(), next(_fields(entry, 2), b"")
+    name, feature = next(_fields(entry, 1), b"").decode(), next(_fields(entry, 2), b"")
     for kind in (1, 2, 3):
         for values in _fields(feature, kind):
             if kind == 1:
                 return name, list(_fields(values, 1))
             if kind == 2:
                 return name, np.frombuffer(b"".join(_fields(values, 1)), "<f4")  # packed, or one by one
-            return name, np.array([number for packed in _fields(values, 1) for number in _varints(packed)], np.int64)
+            return name, _varints(b"".join(_fields(values, 1)))
     return name, []
 
 
@@ -83,11 +86,19 @@ def _fields(message: bytes, wanted: int) -> Iterator[bytes]:
             yield message[start:at]
 
 
-def _varints(packed: bytes) -> Iterator[int]:
-    at = 0
-    while at < len(packed):
-        number, at = _varint(packed, at)
-        yield number - 2**64 if number >= 2**63 else number
+def _varints(packed: bytes) -> np.ndarray:
+    """(N,) int64: seven bits a byte, the lowest first, the last byte of a number below 128."""
+    data = np.frombuffer(packed, np.uint8)
+    if not len(data):
+        return np.zeros(0, np.int64)
+    last = data < 128
+    ends = np.flatnonzero(last)
+    starts = np.append(0, ends[:-1] + 1)
+    if not last[-1] or (ends - starts).max() > 9:
+        raise ValueError("a number of more than ten bytes, or one that is cut off")
+    place = np.arange(len(data)) - np.repeat(starts, ends - starts + 1)
+    bits = (data & 127).astype(np.uint64) << (7 * place).astype(np.uint64)
+    return np.bitwise_or.reduceat(bits, starts).view(np.int64)
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
