@@ -62,7 +62,10 @@ def _write(folder: Path, policy: Policy, provenance: dict, card: str, scale: Act
         return Merged(None, None, cameras, {})
     kind = family(checkpoint_folder(plain.config))
     write_checkpoint(plain, folder, scale)
-    plain.merged_adapters, plain.config = [], plain.config.model_copy(update={"model": OWN_CHECKPOINT, "adapter": False})
+    update = {"model": OWN_CHECKPOINT, "adapter": False}
+    if kind == "smolvla":  # which the files that were just written tell otherwise than those that it was loaded from
+        update["shifted_patches"] = plain.model.config.shifted_patches
+    plain.merged_adapters, plain.config = [], plain.config.model_copy(update=update)
     config = {"policy": plain.config.model_dump(mode="json"), "merged": []}
     (folder / INNER).mkdir()
     write_artifact(folder / INNER, "policy", config, {name: t.contiguous() for name, t in learned_tensors(plain).items()}, provenance, card)

@@ -103,7 +103,8 @@ def _write_pipelines(policy: FlowPolicy, place: Path) -> None:
     tokenizer = {"task_key": "task", "truncation": True, "tokenizer_name": settings.name}
     tokenizer |= {"max_length": settings.max_length, "padding": settings.padding, "padding_side": settings.padding_side}
     device = {"registry_name": "device_processor", "config": {"device": "cpu", "float_dtype": None}}
-    units, inputs, outputs = {"eps": policy.action_normaliser.eps, "norm_map": {"VISUAL": "IDENTITY"}}, config["input_features"], config["output_features"]
+    units = {"eps": policy.action_normaliser.eps, "norm_map": {"VISUAL": "IDENTITY"}}
+    inputs, outputs = config["input_features"], config["output_features"]
     before = [
         {"registry_name": "rename_observations_processor", "config": {"rename_map": {}}},
         {"registry_name": "to_batch_processor", "config": {}},
