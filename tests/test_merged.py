@@ -312,6 +312,22 @@ def test_an_adapter_of_a_checkpoint_that_nobody_else_has_is_not_pushed(hub, tmp_
     assert hub.requests == []
 
 
+def test_the_license_of_the_base_model_is_kept(hub, tmp_path):  # noqa: F811
+    tuned = tuned_policy(tmp_path / "base", write_pi0, {})
+    (tmp_path / "base" / "README.md").write_text("---\nlicense: gemma\n---\n# Base\n")
+    push(saved(tmp_path / "run" / "tuned", tuned), "me/tuned", base_model="lab/base")
+    assert "license: gemma\n" in pushed_files(hub, "models/me/tuned")["README.md"].decode()
+
+
+@pytest.mark.parametrize("name, content, told", [("README.md", b"caf\xe9", "not UTF-8"), ("recipe.yaml", b"name: [x\n", "recipe.yaml is damaged")])
+def test_texts_that_nobody_can_read_are_told(hub, tmp_path, name, content, told):  # noqa: F811
+    run = run_with(tmp_path / "run", {})
+    (run / name).write_bytes(content)
+    with pytest.raises(UserError, match=told) as error:
+        push(run, "me/run")
+    assert "\n" not in str(error.value) and hub.requests == []
+
+
 def test_only_what_belongs_travels_and_links_out_are_refused(hub, compact, tmp_path, capsys):  # noqa: F811
     folder, key = saved(tmp_path / "policy", compact), tmp_path / "id_rsa"
     key.write_text("private")
