@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import UserError
 from ..policies.observation import Observation
 from ..policies.policy import joined
 from ..simulator.simulator import History
@@ -51,6 +52,10 @@ def _imagine_batch(env: WorldEnv, policy, histories, group_size, generator, expl
     while alive.any():
         seen = Observation.from_vector_env(observation).rows(alive)
         act = policy.act(seen, explore=explore, generator=generator)
+        if not np.isfinite(act.chunk).all():
+            raise UserError(
+                "the policy's actions in imagination are not finite numbers; its weights are damaged or its training diverged: make it again"
+            )
         chunks = np.zeros(env.action_space.shape, np.float32)
         chunks[alive] = np.clip(act.chunk, -1, 1)
         observation, rewards, terminated, truncated, info = env.step(chunks)
