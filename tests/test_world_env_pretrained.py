@@ -85,7 +85,7 @@ def test_gymnasium_makes_it(run):
     env = gymnasium.make_vec("worldenv/World-v0", run=str(run), num_envs=3, render_mode="rgb_array")
     assert env.num_envs == 3 and env.spec.id == "worldenv/World-v0" and env.spec.kwargs["run"] == str(run)
     env.reset(seed=0)
-    assert len(env.render()) == 3
+    assert len(env.render()) == 3 and env.metadata["render_fps"] == 20 / 4
     again = gymnasium.make_vec(env.spec)
     assert isinstance(again, WorldEnv) and again.num_envs == 3
     env.close()

@@ -53,9 +53,7 @@ def _imagine_batch(env: WorldEnv, policy, histories, group_size, generator, expl
         seen = Observation.from_vector_env(observation).rows(alive)
         act = policy.act(seen, explore=explore, generator=generator)
         if not np.isfinite(act.chunk).all():
-            raise UserError(
-                "the policy's actions in imagination are not finite numbers; its weights are damaged or its training diverged: make it again"
-            )
+            raise UserError("the policy's actions in imagination are not finite; its weights are damaged or its training diverged: make it again")
         chunks = np.zeros(env.action_space.shape, np.float32)
         chunks[alive] = np.clip(act.chunk, -1, 1)
         observation, rewards, terminated, truncated, info = env.step(chunks)
