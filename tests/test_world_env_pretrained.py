@@ -1,7 +1,9 @@
 """The imagined environment of a run: by its folder, from the Hub, and through gymnasium's registry; without the real environment installed."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -90,6 +92,15 @@ def test_gymnasium_makes_it(run):
     assert isinstance(again, WorldEnv) and again.num_envs == 3
     env.close()
     assert gymnasium.make_vec("worldenv/World-v0", run=str(run), autoreset_mode="NextStep").num_envs == 1
+
+
+def test_readmes_example_runs(run):
+    text = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+    code = re.search(r"```python\n(import gymnasium\nimport worldenv_cli.*?)```", text, re.S)[1]
+    assert '"runs/quickstart"' in code
+    seen: dict = {}
+    exec(code.replace('"runs/quickstart"', repr(str(run))), seen)
+    assert seen["info"]["alive"].all() and len(seen["pictures"]) == 8
 
 
 WITHOUT = """
