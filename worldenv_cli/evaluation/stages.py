@@ -194,7 +194,8 @@ def _agreement(imagined: dict, found: dict[str, dict], tasks: list[str]) -> list
         real = by_task(tasks[:same], np.array(found[name]["outcomes"])[:same])
         for task, value in values.items():
             counts = real[task]
-            rows.append({"checkpoint": name, "task": task, "imagined": value, "real": counts["successes"] / counts["n"], "n": counts["n"]})
+            row = {"checkpoint": name, "task": task, "imagined": value, "real": counts["successes"] / counts["n"], "n": counts["n"]}
+            rows.append(row | ({"starts": imagined["starts"]} if "starts" in imagined else {}))
     return rows
 
 
