@@ -177,10 +177,10 @@ class Run:
         return self.folder / ".unfinished" / name
 
     def _open_workshop(self, name: str, wanted: str) -> None:
-        """Where an unfinished artifact keeps its checkpoints; those of other settings or inputs are thrown away."""
+        """Where an unfinished artifact keeps its checkpoints; those of other settings or inputs are thrown away, with --force all of them."""
         folder = self._workshop(name)
         mark = folder / "fingerprint"
-        if folder.is_dir() and (not mark.is_file() or mark.read_text() != wanted):
+        if folder.is_dir() and (self.force or not mark.is_file() or mark.read_text() != wanted):
             shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
         mark.write_text(wanted)
