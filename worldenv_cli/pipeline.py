@@ -119,7 +119,7 @@ class Run:
             return
         provenance = make_provenance(settings, hashes, self.recipe.seed) | {"artifact": name}
         if distributed.first():
-            self._kept.begin(name, provenance)
+            self._kept.begin(name, provenance, fresh=self.force)
         say(f"{name}: making it")
         self._wait()
         try:
