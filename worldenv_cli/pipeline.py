@@ -155,7 +155,8 @@ class Run:
         command = self._command(conflict.name) or command
         if not self.path(conflict.name).is_dir():
             raise UserError(f"{told}: {for_what} is made from it; run `worldenv {command}` with this recipe first")
-        raise UserError(f"{told}; run `worldenv {command}` with this recipe first, or choose another folder with --out")
+        force = " and --force" if conflict.recipe else ""
+        raise UserError(f"{told}; run `worldenv {command}` with this recipe{force} first, or choose another folder with --out")
 
     def conflict(self, name: str) -> Conflict | None:
         """Why an artifact is not what this recipe makes; None where it is. Raises UserError for a damaged one."""
@@ -179,7 +180,7 @@ class Run:
                     self.require(needed, self._command(needed), name)
         for name in made:
             if not self.force and self.path(name).exists() and not self._kept.is_artifact(name):
-                raise UserError(f"{self.path(name)} is in the way of {name}, and no `worldenv` command wrote it whole: move it away")
+                raise UserError(f"{self.path(name)} is in the way of {name}, and no `worldenv` command wrote it whole: move it away, or --force")
         conflicts = {name: found for name in self._ancestry.present() if (found := self._conflict(name)) and found.recipe}
         if conflicts and not self.force:
             conflict = next(iter(conflicts.values()))
