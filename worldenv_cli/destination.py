@@ -9,7 +9,7 @@ from .errors import UserError
 from .provenance import CARD, PROVENANCE, recorded_files
 
 LOCK = ".lock"  # in a run's folder, while a process works there
-LITTER = {LOCK, ".DS_Store"}  # a folder with nothing else in it is empty
+LITTER = {LOCK, "run.log", ".DS_Store"}  # a folder with nothing else in it is empty: a command was cut off before it wrote, or somebody looked in
 SOFTWARE = "worldenv"  # PNG files that are written for the user carry it as their "Software"
 SHOWN = 3  # names in a message
 

@@ -21,6 +21,7 @@ from .recipe import Recipe
 from .run_folder import HOW_COMPUTED, RunFolder
 
 TOGETHER = ("ingest", "sft", "explore", "simulate", "calibrate", "post-train")  # stages in which all processes take part
+MEASURED = {"bench": ("sft", "simulator", "reflector")}  # artifacts that a stage uses and makes none from
 COMMANDS = {"eval-real": "eval --real", "compare": "simulate --compare", "bench-update": "bench --update"}  # of stages that are named otherwise
 
 
@@ -154,7 +155,7 @@ class Run:
         told = f"{self.path(conflict.name)} {conflict.message}"
         command = self._command(conflict.name) or command
         if not self.path(conflict.name).is_dir():
-            raise UserError(f"{told}: {for_what} is made from it; run `worldenv {command}` with this recipe first")
+            raise UserError(f"{told}: {for_what} needs it; run `worldenv {command}` with this recipe first")
         force = " and --force" if conflict.recipe else ""
         raise UserError(f"{told}; run `worldenv {command}` with this recipe{force} first, or choose another folder with --out")
 
@@ -173,6 +174,9 @@ class Run:
         if not self.force:
             self._kept.check_name()
         made = [name for stage in stages for name in self._declarations.of_stage(stage)]
+        for stage in stages:
+            for needed in MEASURED.get(stage, ()):
+                self.require(needed, self._command(needed), stage)
         for name in made:
             declaration = self._declarations.of(name)
             for needed in declaration.inputs if declaration else ():
