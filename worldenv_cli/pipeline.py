@@ -129,6 +129,7 @@ class Run:
             while self._metrics:
                 self._metrics.pop().close()
         self._wait()
+        self._ancestry.changed(name)
         self._episodes.pop(name, None)
 
     def _make(self, name: str, make: Callable[[Path, dict], None], provenance: dict, together: bool) -> None:
