@@ -264,7 +264,7 @@ class Run:
         return self._kept.times()
 
     def keep_own_readme(self) -> None:
-        """Set aside a README.md that no report wrote, before one does."""
+        """Before a report is written: mark the folder as a run's, and set aside a README.md that no report wrote."""
         self._kept.keep_own_readme()
 
     def write_result(self, name: str, value: dict) -> None:
