@@ -144,6 +144,7 @@ class RunFolder:
         return {name: values for name, values in noted.items() if _is_time(values)}
 
     def keep_own_readme(self) -> None:
+        self._prepare()
         path = self.folder / "README.md"
         if path.is_file() and not path.read_text(encoding="utf-8", errors="replace").startswith("---\nlibrary_name: worldenv\n"):
             self._move("README.md")
