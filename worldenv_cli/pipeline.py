@@ -4,7 +4,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 
@@ -14,9 +14,11 @@ from .atomic import read_json, staged, write_json
 from .data.dataset import Episode, read_dataset
 from .errors import UserError
 from .memory import keep_freed_memory, peak_memory_gb
-from .progress import Metrics, say
+from .progress import Metrics, logged, say, voice
 from .recipe import Recipe, resolved_yaml
+from .remaining import Remaining
 
+LOG = "run.log"  # in the folder of the run: everything that was said, with the time
 TOGETHER = ("ingest", "sft", "explore", "simulate", "calibrate", "post-train")  # stages in which all processes take part
 
 
@@ -28,6 +30,8 @@ class Run:
         self._episodes: dict[str, list[Episode]] = {}
         self._hashes: dict[str, str] = {}
         self._env = None
+        self.plan: list[str] = []  # in a dry run: the same, in order
+        self.remaining = Remaining([], {})
         self._planned: set[str] = set()  # in a dry run: what would be made, so that what depends on it would be made too
         self._alone = distributed.count() == 1  # what only one process does
         distributed.begin()
@@ -115,6 +119,8 @@ class Run:
         if distributed.first():
             self._open_workshop(name, provenance["fingerprint"])
         say(f"{name}: making it")
+        if self.remaining.line(name):
+            say(self.remaining.line(name))
         began = time.monotonic()
         self._wait()
         if distributed.first():
@@ -161,6 +167,7 @@ class Run:
 
     def _note(self, name: str, seconds: float) -> None:
         """Keep what an artifact took, where the report finds it; after a cut-off, what the run took that finished it."""
+        self.remaining.done(name, seconds)
         path = self.path("timing.json")
         noted = read_json(path) if path.is_file() else {}
         noted[name] = {"seconds": round(seconds, 1), "peak_memory_gb": round(peak_memory_gb(), 2)}
@@ -171,6 +178,7 @@ class Run:
         stale = stale or not is_current(self.path(name), fingerprint(settings, {needed: self._hash(needed) for needed in inputs}))
         if stale:
             self._planned.add(name)
+            self.plan.append(name)
         say(f"{name}: {'would be made' if stale else 'up to date'}")
 
     def _workshop(self, name: str) -> Path:
@@ -232,16 +240,32 @@ def run_stages(recipe: Recipe, out: Path, stages: list[str] | None = None, *, dr
         run.device  # noqa: B018 - one that is not there is told before anything is made
     if dry_run:
         available.estimate(run)
-    try:
-        for name in stages or [stage for stage in functions if stage not in ("bench", "bench-update", "compare")]:
-            if distributed.count() == 1 or name in TOGETHER:
-                functions[name](run)
-            elif distributed.first():
-                with run.alone():
+    extra = ("bench", "bench-update", "compare")  # not a part of a run
+    names = stages or [stage for stage in functions if stage not in extra]
+    with logged(run.folder / LOG) if not dry_run and distributed.first() else nullcontext():
+        try:
+            if not dry_run and not set(names) & set(extra):
+                run.remaining = _remaining(run, [functions[name] for name in names])
+            for name in names:
+                if distributed.count() == 1 or name in TOGETHER:
                     functions[name](run)
-            distributed.wait()
-    finally:
-        run.close()
+                elif distributed.first():
+                    with run.alone():
+                        functions[name](run)
+                distributed.wait()
+        finally:
+            run.close()
+
+
+def _remaining(run: Run, stages: list[Callable[[Run], None]]) -> Remaining:
+    """What the stages are going to make, by a dry run of them; what cannot be made is told here, before anything is."""
+    planning = Run(run.recipe, run.folder, dry_run=True, force=run.force)
+    with voice("quiet"), logged(None):
+        for stage in stages:
+            stage(planning)
+    timing = run.path("timing.json")
+    before = read_json(timing) if timing.is_file() else {}
+    return Remaining(planning.plan, {name: values["seconds"] for name, values in before.items()})
 
 
 def _flat(section: str, values) -> list[tuple[str, object]]:

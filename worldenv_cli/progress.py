@@ -1,5 +1,6 @@
 """What a run says while it works, to people (bars or lines) and to files (metrics.jsonl, TensorBoard)."""
 
+import functools
 import importlib.util
 import json
 import math
@@ -36,8 +37,8 @@ def voice(where: Literal["stdout", "stderr", "quiet"]) -> Iterator[None]:
 
 
 @contextmanager
-def logged(path: Path) -> Iterator[None]:
-    """Append everything that is said meanwhile to a file, with the time, whatever is shown."""
+def logged(path: Path | None) -> Iterator[None]:
+    """Append everything that is said meanwhile to a file, with the time, whatever is shown; None: to none."""
     global _log
     before, _log = _log, path
     try:
@@ -52,6 +53,12 @@ def say(text: str) -> None:
         _note(text)
         if _voice != "quiet":
             print(text, file=_stream(), flush=True)
+
+
+@functools.cache
+def say_once(text: str) -> None:
+    """A line that would be the same every time it is said in this process."""
+    say(text)
 
 
 def _note(text: str) -> None:
@@ -160,7 +167,7 @@ class Metrics:
         self.path = self.folder / "metrics.jsonl"
         self.resume_step = resume_step
         self._writer = None
-        kept = [] if resume_step is None else [line for line in self._lines() if line["step"] <= resume_step]
+        kept = [] if resume_step is None else [line for line in read_lines(self.path) if line["step"] <= resume_step]
         partial = self.path.with_suffix(f".partial-{os.getpid()}")
         partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
         partial.replace(self.path)
@@ -186,13 +193,14 @@ class Metrics:
                 self._writer.add_scalar(name, value, step)
         self._writer.flush()
 
-    def _lines(self) -> Iterator[dict]:
-        """The lines that can be read: a run that was killed may have left half of the last."""
-        for line in self.path.read_text().splitlines() if self.path.exists() else []:
-            try:
-                yield json.loads(line)
-            except ValueError:
-                continue
+
+def read_lines(path: Path) -> Iterator[dict]:
+    """The lines of a metrics.jsonl that can be read: a run that was killed may have left half of the last."""
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            yield json.loads(line)
+        except ValueError:
+            continue
 
 
 def check_finite(what: str, step: int, **losses: float) -> None:
