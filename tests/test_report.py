@@ -348,9 +348,8 @@ def test_the_page_begins_with_what_came_out(page):
         "not distinguishable from control (zero advantages) (+20.0 [−1.0, +30.0])."
     )
     text = page.text
-    places = [
-        text.index(part) for part in ("SFT 48.8% →", "2026-11-22 16:02 UTC", "Success by policy", "Real episodes beside", "Paired comparisons\n")
-    ]
+    parts = ("SFT 48.8% →", "2026-11-22 16:02 UTC", "Success by policy", "Real episodes beside", "Starts solved by both arms")
+    places = [text.index(part) for part in parts]
     assert places == sorted(places)
     assert headline({"name": "bare"}) == "" and headline({"arms": [{"name": "SFT", "pooled": {"successes": 1, "n": 2}}]}) == ""
 

@@ -5,7 +5,7 @@ ROUGH = {  # seconds of the quickstart on two cores, by the last part of an arti
     "probe": 12, "cloned": 20, "rival": 12, "imagined": 32, "post-trained": 2,
 }  # fmt: skip
 OTHER = 25.0  # an acceptance test, an arm of the evaluation
-ENOUGH = 0.03  # share of the work after which its speed says something
+ENOUGH = 0.02  # share of the work after which its speed says something
 
 
 class Remaining:
