@@ -189,3 +189,27 @@ assert not heavy, heavy
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("Usage: worldenv ")
+
+
+def test_a_run_is_logged_and_its_refreshed_models_too(finished):
+    """Everything that was said, with the time; how far the run is; the losses of models that were trained further."""
+    lines = (finished.folder / "run.log").read_text().splitlines()
+    said = [line[21:] for line in lines]
+    assert "sft: making it" in said and "artifact 2 of 26" in finished.said and all(line[:2] == "20" for line in lines)
+    assert any(line.startswith("SFT ") and "→ post-trained" in line for line in said)
+    assert len(finished.said.splitlines()) < 150 and "Success by policy" not in finished.said
+    for name in ("sft/model", "simulator/video", "rounds/2/simulator/video", "rounds/2/reflector/model"):
+        assert (finished.folder / "metrics" / name / "metrics.jsonl").stat().st_size > 0, name
+    report = json.loads((finished.folder / "eval.json").read_text())
+    assert {curve["name"] for curve in report["curves"]} >= {
+        "SFT",
+        "simulator, video",
+        "reflector",
+        "simulator, round 2, video",
+        "reflector, round 2",
+    }
+    assert report["seed"] == "seed 0" and "CPU cores" in report["machine"] and report["code"].startswith("worldenv ")
+    assert all((finished.folder / video["path"]).is_file() for video in report["videos"])
+    failed = [video for video in report["videos"] if video["failed"]]
+    pooled = {arm["name"]: arm["pooled"] for arm in report["arms"]}
+    assert bool(failed) == any(pooled[name]["successes"] < pooled[name]["n"] for name in ("SFT", "post-trained"))

@@ -54,6 +54,7 @@ svg { max-width: 100%; height: auto; display: block; }
 .legend span { display: inline-flex; align-items: center; gap: .35em; }
 video, figure.video img { width: 100%; max-width: 516px; background: var(--soft); display: block; }
 figure.video { flex: 1 1 320px; max-width: 516px; }
+figure.narrow { flex-basis: 170px; max-width: 256px; }
 pre { background: var(--soft); padding: .8rem 1rem; overflow-x: auto; font-size: .82rem; line-height: 1.45; }
 summary { cursor: pointer; margin-top: 1.2rem; font-weight: 600; font-size: .95rem; }
 svg text { fill: var(--muted); font-size: 11px; font-family: inherit; }
@@ -176,7 +177,7 @@ def html_video(video: Video) -> Element:
         player = element("img", src=source, alt=video.caption, loading="lazy")
     else:
         player = element("video", src=source, controls="", loop="", muted="", playsinline="", preload="metadata")
-    return element("figure", player, element("figcaption", video.caption), class_="video")
+    return element("figure", player, element("figcaption", video.caption), class_="video narrow" if video.narrow else "video")
 
 
 def print_tables(report: dict, console: "Console | None" = None) -> None:

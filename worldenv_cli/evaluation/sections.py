@@ -179,7 +179,7 @@ def videos(rows: list[dict]) -> list:
         True: "Real episodes that failed:",
     }
     for failed, title in titles.items():
-        shown = [Video(row["path"], row.get("caption", "")) for row in rows if bool(row.get("failed")) is failed]
+        shown = [Video(row["path"], row.get("caption", ""), failed) for row in rows if bool(row.get("failed")) is failed]
         blocks += [title, shown] if shown else []
     return blocks
 
