@@ -1,4 +1,6 @@
 import errno
+import json
+import os
 import subprocess
 import sys
 import types
@@ -6,10 +8,12 @@ import types
 import pytest
 from typer.testing import CliRunner
 
-from worldenv_cli import __version__, doctor
+from worldenv_cli import __version__, doctor, progress
 from worldenv_cli.cli import app
+from worldenv_cli.data.dataset import write_dataset
 from worldenv_cli.doctor import Check
 from worldenv_cli.errors import UserError
+from worldenv_cli.recipe import load_recipe
 
 STAGES = ["ingest", "sft", "explore", "simulate", "calibrate", "post-train", "eval", "bench"]
 
@@ -64,6 +68,7 @@ def test_eval_in_the_real_environment(calls, recipe):
         (AssertionError(), 1, "internal error: AssertionError; run again with --debug for the traceback\n"),
         (PermissionError(errno.EACCES, "No entry", "/x"), 2, "error: /x: no permission, or read-only: "),
         (PermissionError(errno.EACCES, "No entry"), 1, "internal error: PermissionError: [Errno 13] No entry"),
+        (UserError("two\nlines"), 2, "error: two lines\n"),
         (OSError(errno.ENOSPC, "No space left on device", "/nope/model"), 2, "error: the disk is full: could not write /nope/model ("),
         (OSError(errno.ENOSPC, "No space left on device"), 2, "error: the disk is full: could not write . ("),
     ],
@@ -99,10 +104,75 @@ def test_doctor(monkeypatch, checks, code):
     assert result.exit_code == code and result.stdout.count("found [x]") == len(checks)
 
 
+def test_doctor_for_programs(monkeypatch):
+    checks = [Check("torch", True, "2.9"), Check("h5py [hdf5]", None, "not installed", "pip install")]
+    monkeypatch.setattr(doctor, "examine", lambda: checks)
+    assert json.loads(invoke("doctor", "--json").stdout)[1] == {"name": "h5py [hdf5]", "ok": None, "found": "not installed", "advice": "pip install"}
+    assert invoke("doctor", "--quiet").stdout == ""
+    monkeypatch.setattr(doctor, "examine", lambda: [*checks, Check("renderer egl", False, "no display", "apt-get install libegl1")])
+    result = invoke("doctor", "--quiet")
+    assert result.exit_code == 1 and "no display" in result.stdout and "torch" not in result.stdout
+
+
+def test_inspect_for_programs(demonstrations, mini, tmp_path):
+    env = mini.env
+    names = {"state_names": env.state_names, "action_names": env.action_names}
+    write_dataset(tmp_path / "set", demonstrations, fps=env.control_hz, **names, description=env.description(), robot_type=env.robot)
+    result = invoke("inspect", str(tmp_path / "set"), "--json")
+    assert result.exit_code == 0, result.output
+    (facts,) = json.loads(result.stdout)
+    assert facts["source"] == str(tmp_path / "set") and len(facts["tasks"]) == 2 and facts["dimensions"][0]["name"].startswith("action")
+
+
+def test_eval_for_programs(monkeypatch, recipe, tmp_path):
+    """What is said goes to stderr; stdout is one document, or with --quiet what came out."""
+    report = {
+        "name": "tiny",
+        "arms": [{"name": n, "pooled": {"successes": s, "n": 4}} for n, s in (("SFT", 1), ("post-trained", 3))],
+        "comparisons": [],
+    }
+
+    def run_stages(recipe, out, stages, *, dry_run, force):
+        progress.say("evaluation: playing")
+        out.mkdir()
+        (out / "eval.json").write_text(json.dumps(report | {"not measured": float("nan")}))
+
+    monkeypatch.setitem(sys.modules, "worldenv_cli.pipeline", types.SimpleNamespace(run_stages=run_stages))
+    result = invoke("eval", recipe, "--real", "--json", "--out", str(tmp_path / "a"))
+    assert json.loads(result.stdout) == report | {"not measured": None} and "evaluation: playing" in result.stderr
+    result = invoke("eval", recipe, "--real", "--quiet", "--out", str(tmp_path / "b"))
+    assert result.stdout == "SFT 25.0% → post-trained 75.0% of 4 real episodes.\n" and result.stderr == ""
+
+
+def test_recipes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    listed = invoke("recipes").stdout
+    assert all(f"{name} " in listed for name in ("quickstart", "metaworld", "libero-pi0"))
+    shown = invoke("recipes", "show", "quickstart").stdout
+    assert invoke("recipes", "copy", "quickstart").stdout == "quickstart.yaml\n" and (tmp_path / "quickstart.yaml").read_text() == shown
+    (tmp_path / "quickstart.yaml").write_text("mine")
+    again = invoke("recipes", "copy", "quickstart")
+    assert again.exit_code == 2 and "is not overwritten" in again.stderr and (tmp_path / "quickstart.yaml").read_text() == "mine"
+    assert invoke("recipes", "copy", "quickstart", "new/folder/my.yaml").exit_code == 0
+    assert load_recipe("new/folder/my.yaml").name == "quickstart"
+    assert "did you mean quickstart?" in invoke("recipes", "show", "quikstart").stderr
+    assert "Clip range" in invoke("recipes", "explain", "post_train.updates.clip").stdout
+    wrong = invoke("recipes", "explain", "sft.stepps")
+    assert wrong.exit_code == 2 and "did you mean steps?" in wrong.stderr
+
+
+def test_the_shell_completes_names_of_recipes(tmp_path):
+    asked = {"COMP_WORDS": "worldenv run qu", "COMP_CWORD": "2", "_WORLDENV_COMPLETE": "complete_bash"}
+    command = [sys.executable, "-c", "from worldenv_cli.cli import main; main()"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=os.environ | asked)
+    assert done.stdout.split() == ["quickstart"], done.stderr
+    assert "--install-completion" in invoke("--help").stdout
+
+
 def test_version_and_help():
     assert invoke("--version").stdout == f"worldenv {__version__}\n"
     shown = invoke("--help").stdout
-    assert all(f"  {name} " in shown for name in [*STAGES, "run", "doctor"]) and shown.count("...") == 1
+    assert all(f"  {name} " in shown for name in [*STAGES, "run", "doctor", "recipes"])
 
 
 def test_the_module_is_a_command_and_imports_nothing_heavy():
@@ -119,3 +189,27 @@ assert not heavy, heavy
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("Usage: worldenv ")
+
+
+def test_a_run_is_logged_and_its_refreshed_models_too(finished):
+    """Everything that was said, with the time; how far the run is; the losses of models that were trained further."""
+    lines = (finished.folder / "run.log").read_text().splitlines()
+    said = [line[21:] for line in lines]
+    assert "sft: making it" in said and "artifact 2 of 26" in finished.said and all(line[:2] == "20" for line in lines)
+    assert any(line.startswith("SFT ") and "→ post-trained" in line for line in said)
+    assert len(finished.said.splitlines()) < 150 and "Success by policy" not in finished.said
+    for name in ("sft/model", "simulator/video", "rounds/2/simulator/video", "rounds/2/reflector/model"):
+        assert (finished.folder / "metrics" / name / "metrics.jsonl").stat().st_size > 0, name
+    report = json.loads((finished.folder / "eval.json").read_text())
+    assert {curve["name"] for curve in report["curves"]} >= {
+        "SFT",
+        "simulator, video",
+        "reflector",
+        "simulator, round 2, video",
+        "reflector, round 2",
+    }
+    assert report["seed"] == "seed 0" and "CPU cores" in report["machine"] and report["code"].startswith("worldenv ")
+    assert all((finished.folder / video["path"]).is_file() for video in report["videos"])
+    failed = [video for video in report["videos"] if video["failed"]]
+    pooled = {arm["name"]: arm["pooled"] for arm in report["arms"]}
+    assert bool(failed) == any(pooled[name]["successes"] < pooled[name]["n"] for name in ("SFT", "post-trained"))

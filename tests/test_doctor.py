@@ -1,5 +1,7 @@
+import ast
 import sys
 import types
+from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
@@ -13,6 +15,20 @@ def test_packages_come_from_pyproject():
     wanted = doctor.requirements()
     assert {Requirement(line).name for line in wanted[""]} >= {"torch", "typer", "rich", "transformers", "diffusers", "peft", "datasets"}
     assert {Requirement(line).name for line in wanted["metaworld"]} >= {"mujoco", "metaworld"}
+
+
+def test_every_imported_package_is_declared():
+    """In the core or in an extra; LIBERO has an environment of its own, and lpips and tensorboard are used only where they are."""
+    imported = set()
+    for path in Path(doctor.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and node.level == 0 else []
+            imported |= {name.partition(".")[0] for name in names}
+    called = {"yaml": "pyyaml", "PIL": "pillow", "huggingface_hub": "huggingface-hub", "pydantic_core": "pydantic-core"}
+    needed = {called.get(name, name) for name in imported - sys.stdlib_module_names} - {"libero", "robosuite", "lpips", "worldenv_cli"}
+    declared = {Requirement(line).name for lines in doctor.requirements().values() for line in lines}
+    assert needed <= declared, needed - declared
 
 
 def test_packages_come_from_the_installed_package_where_there_is_no_checkout(monkeypatch, tmp_path):

@@ -10,7 +10,8 @@ import torch
 
 from worldenv_cli import progress
 from worldenv_cli.errors import UserError
-from worldenv_cli.progress import Metrics, check_finite, say, track
+from worldenv_cli.progress import Metrics, check_finite, logged, say, say_once, track, voice
+from worldenv_cli.remaining import Remaining
 
 
 @pytest.fixture
@@ -175,3 +176,35 @@ def test_check_finite():
     for bad in (float("nan"), float("inf"), torch.tensor(float("nan"))):
         with pytest.raises(UserError, match=r"^video simulator: other is (nan|inf) at step 12, .*last good checkpoint is kept"):
             check_finite("video simulator", 12, loss=1.0, other=bad)
+
+
+def test_what_is_said_beside_a_document(capsys, tmp_path, clock):
+    with logged(tmp_path / "run.log"):
+        say("one")
+        with voice("stderr"):
+            say("two")
+        with voice("quiet"), track("three", total=1) as bar:
+            bar.advance()
+    say("four")
+    shown = capsys.readouterr()
+    assert shown.out == "one\nfour\n" and shown.err == "two\n"
+    lines = (tmp_path / "run.log").read_text().splitlines()
+    assert [line[21:] for line in lines] == ["one", "two", "three: 1/1 steps, took 0:00"] and lines[0][:2] == "20"
+
+
+def test_the_same_line_is_said_once(capsys):
+    for _ in range(2):
+        say_once("the weights of test_progress are right")
+    assert capsys.readouterr().out.count("test_progress") == 1
+
+
+def test_how_far_a_run_is():
+    run = Remaining(["demonstrations", "sft", "simulator", "sft"], {})
+    assert run.line("demonstrations") == "artifact 1 of 3" and run.line("other") == ""
+    run.done("demonstrations", 12.0)  # twice as slow as the quickstart
+    run.done("other", 100.0)
+    assert run.line("sft") == f"artifact 2 of 3, about {398 / 60:.0f} minutes left"
+    run.done("sft", 124.0)
+    assert run.line("simulator") == f"artifact 3 of 3, about {274 / 60:.0f} minutes left"
+    assert Remaining(["sft", "reflector"], {"sft": 30.0, "reflector": 50.0}).line("sft") == "artifact 1 of 2, about 80 seconds left"
+    assert Remaining(["sft"], {}).line("sft") == ""

@@ -1,9 +1,12 @@
+import subprocess
+import sys
 from typing import Annotated, Literal
 
 import pytest
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from worldenv_cli import recipe as module
+from worldenv_cli import recipe_yaml
 from worldenv_cli.config import Config
 from worldenv_cli.envs.camera import CameraConfig
 from worldenv_cli.errors import UserError
@@ -159,7 +162,7 @@ def test_wrong_overrides(complaint, override, said):
         (GOOD.replace("rows: 8", "camera: 3"), "my.yaml line 5: env.camera: found 3, expected a section with name, lookat, distance"),
         (GOOD.replace("rows: 8", "camera: {lookat: [0, x, 1]}"), "my.yaml line 5: env.camera.lookat.1: found 'x', expected a valid "),
         (GOOD.replace("rows: 8", "renderer: vulkan"), "my.yaml line 5: env.renderer: found 'vulkan', expected 'auto', 'egl', 'osmesa' or 'glfw'"),
-        ("name: tiny\nenv:\n  rows: 8\n", "my.yaml line 2: env.tasks is missing; expected Meta-World name -> instruction"),
+        ("name: tiny\nenv:\n  rows: 8\n", "my.yaml line 2: env.tasks is missing; expected instruction of each Meta-World task, as name: instruction"),
         ("name: tiny\n", "my.yaml: env is missing; expected a section with tasks, "),
         ("name: tiny\nenv:\n", "my.yaml line 2: env: found nothing, expected a section with tasks, "),
         ("name: a/b\n" + GOOD[11:], "my.yaml line 1: name: found 'a/b', expected text like "),
@@ -170,7 +173,7 @@ def test_wrong_overrides(complaint, override, said):
         ("name: tiny\nenv: {\n", "my.yaml line 3: not valid YAML"),
         (GOOD + "seed: 1\nname: other\n", "my.yaml line 7: not valid YAML ('name' is given twice, first in line 1)"),
         (GOOD + "seed: 1\nout: {a: 1, a: 2}\n", "my.yaml line 7: not valid YAML ('a' is given twice, first in line 7)"),
-        ("name: !!python/object/apply:os.system ['true']\n", "my.yaml line 1: not valid YAML (could not determine a constructor"),
+        ("name: !!python/object/apply:os.system ['true']\n", "my.yaml line 1: not valid YAML (could not determine what"),
         (GOOD + "training: {steps: 3}\n", "my.yaml line 6: training.steps: steps must be even, so that both halves are alike"),
         (GOOD + "training:\n  steps: 0\n", "my.yaml line 6: training: fewer steps than rates"),
         (GOOD + "training:\n  tuning: {kind: full, rte: 1}\n", "my.yaml line 7: unknown setting training.tuning.rte, did you mean rate?"),
@@ -190,7 +193,7 @@ def test_the_file_is_blamed_for_what_was_not_overridden(complaint):
 def test_numbers_and_merges(load):
     text = GOOD + "training: &t\n  rates: [1e-4, 1.5E3, 1e+2, .5e1]\n"
     assert load(text, cls=Bigger).training.rates == (1e-4, 1500.0, 100.0, 5.0)
-    merged = module._parse("a: &a {x: 1, y: 1e-4}\nb: {<<: *a, x: 2}\n", "here")
+    merged = recipe_yaml.parse("a: &a {x: 1, y: 1e-4}\nb: {<<: *a, x: 2}\n", "here")
     assert merged["b"] == {"x": 2, "y": 1e-4} and isinstance(merged["b"]["y"], float)
 
 
@@ -207,7 +210,7 @@ def test_shipped_recipes_by_name(tmp_path, monkeypatch):
 
 def test_not_text(tmp_path):
     (tmp_path / "my.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match="my.yaml: cannot be read as text"):
+    with pytest.raises(UserError, match="my.yaml line 1: byte 0xff is not UTF-8"):
         load_recipe(tmp_path / "my.yaml")
 
 
@@ -229,3 +232,97 @@ def test_post_training_needs_a_policy_of_one_camera(tmp_path):
     assert not (tmp_path / "run").exists()
     with pytest.raises(UserError, match="reflector does not exist|sft does not exist"):
         run_stages(recipe, tmp_path / "run", ["eval-real"])
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{b}: &{b} [{', '.join([f'*{a}'] * 10)}]\n" for a, b in zip("abcdefg", "bcdefgh", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        (GOOD + "1: x\n", "my.yaml line 6: YAML reads the name 1 as a number, expected text; put it in quotes: '1'"),
+        (GOOD + "on: x\n", "my.yaml line 6: YAML reads the name on as true or false"),
+        (GOOD + "null: x\n", "my.yaml line 6: YAML reads the name null as nothing"),
+        (GOOD + "1.5: x\n", "my.yaml line 6: YAML reads the name 1.5 as a number"),
+        (GOOD + "2024-01-01: x\n", "my.yaml line 6: unknown setting 2024-01-01"),
+        (GOOD + "? [a, b]\n: x\n", "my.yaml line 6: found a list or section as a name"),
+        (GOOD + "seed: 2024-01-01\n", "my.yaml line 6: seed: found '2024-01-01', expected a valid integer"),
+        (GOOD + "seed: .nan\n", "my.yaml line 6: not valid YAML (found .nan, expected a finite number"),
+        (GOOD + "training: {rates: [1e400]}\n", "my.yaml line 6: not valid YAML (found 1e400, expected a finite number"),
+        (GOOD + "seed: 99999999999\n", "my.yaml line 6: not valid YAML (found 99999999999, expected a finite number, and a whole one of at most"),
+        (GOOD + "seed: " + "9" * 5000 + "\n", "my.yaml line 6: not valid YAML (found '999"),
+        (GOOD + "seed: !!int many\n", "my.yaml line 6: not valid YAML (found 'many', expected a number)"),
+        (GOOD + "seed: !!bool many\n", "my.yaml: not valid YAML (found 'many', expected true or false)"),
+        (GOOD + "seed: !!binary aGk=\n", "my.yaml line 6: not valid YAML (could not determine what 'tag:yaml.org,2002:binary' is)"),
+        (GOOD + 'out: "a\\0b"\n', "my.yaml line 6: not valid YAML (a control character in"),
+        (GOOD + 'out: "\\ud800"\n', "my.yaml line 6: not valid YAML (a control character in"),
+        (GOOD + BOMB, "my.yaml line 6: the aliases (*name) up to here unfold into more than 20,000 values"),
+        (GOOD + "seed: &a [*a]\n", "my.yaml line 6: sections inside sections more than 40 deep"),
+        (GOOD + "seed: " + "[" * 3000 + "]" * 3000 + "\n", "my.yaml: sections inside sections more than 40 deep"),
+        ("name: ..\n" + GOOD[11:], "my.yaml line 1: name: found '..', expected text like"),
+        (GOOD.replace("reach-v3", "reech-v3"), "my.yaml line 3: env.tasks: Meta-World has no task 'reech-v3', did you mean reach-v3?"),
+    ],
+)
+def test_yaml_that_is_no_recipe(complaint, text, said):
+    assert complaint(text, cls=Bigger).startswith(said), complaint(text, cls=Bigger)
+
+
+@pytest.mark.parametrize("override", ["seed=.nan", "seed={1: 2}", "env.tasks.2024-01-01=x", "training.parts.²=1", "env={kind: [1]}", "seed=&a [*a]"])
+def test_values_that_are_no_setting(complaint, override):
+    assert complaint(GOOD, override, cls=Bigger)
+
+
+def test_not_utf8_and_too_long(tmp_path):
+    (tmp_path / "my.yaml").write_bytes(GOOD.encode() + "out: schön\n".encode("latin-1"))
+    with pytest.raises(UserError, match="my.yaml line 6: byte 0xf6 is not UTF-8, expected a text file; save it as UTF-8"):
+        load_recipe(tmp_path / "my.yaml")
+    (tmp_path / "my.yaml").write_text("#" * (2**20 + 1))
+    with pytest.raises(UserError, match="more than 1,048,576 bytes"):
+        load_recipe(tmp_path / "my.yaml")
+
+
+def test_an_override_changes_one_use_of_an_alias(load):
+    recipe = load(GOOD + "sft: &s {steps: 10}\ntraining: {steps: 4}\npost_train: {filter: *s}\n", "sft.steps=20", cls=Bigger)
+    assert (recipe.sft.steps, recipe.post_train.filter.steps) == (20, 10)
+
+
+def test_tasks_are_meta_worlds():
+    metaworld = pytest.importorskip("metaworld.env_dict")
+    from worldenv_cli.envs.metaworld_tasks import TASKS
+
+    assert set(TASKS) == set(metaworld.ALL_V3_ENVIRONMENTS)
+
+
+@pytest.mark.parametrize("override", ["seed=1", "sed=1"])
+def test_a_recipe_is_read_without_anything_heavy(override):
+    code = f"""
+import sys
+from worldenv_cli.errors import UserError
+from worldenv_cli.recipe import load_recipe
+try:
+    load_recipe("quickstart", [{override!r}])
+except UserError as error:
+    print(error)
+heavy = {{"torch", "transformers", "diffusers", "datasets", "metaworld", "mujoco", "scipy", "gymnasium", "huggingface_hub"}} & set(sys.modules)
+assert not heavy, heavy
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and ("did you mean seed?" in done.stdout) == (override == "sed=1"), done.stderr
+
+
+def test_every_setting_is_explained_in_a_phrase():
+    from worldenv_cli.recipe_explained import explained
+
+    settings = explained(None)
+    assert len(settings) > 250
+    for setting in settings:
+        first = setting.description[:1]
+        assert first.isupper() and len(setting.description.split()) >= 2 and not setting.description.endswith("."), setting
+    by_name = {(setting.name, setting.variant): setting for setting in settings}
+    assert by_name["post_train.updates.clip", ""][2:4] == ("number, more than 0", "0.2")
+    assert by_name["simulate.video.steps", ""].default == "900" and by_name["env.chunk", "libero"].default == "8"
+    assert [setting.name for setting in explained("sft.steps")] == ["sft.steps"]
+    with pytest.raises(UserError, match="unknown setting sft.stepps, did you mean steps"):
+        explained("sft.stepps")

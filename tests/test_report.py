@@ -9,6 +9,7 @@ from xml.etree.ElementTree import tostring
 import pytest
 from rich.console import Console
 
+from worldenv_cli.evaluation.headline import headline
 from worldenv_cli.evaluation.report import print_tables, write_report
 from worldenv_cli.evaluation.sections import sections
 from worldenv_cli.evaluation.svg import Point, Series, interval_plot, line_plot, span, ticks
@@ -204,7 +205,7 @@ def page(tmp_path):
 def test_everything_is_there(page):
     for expected in [
         "quickstart", "2026-11-22 16:02 UTC", "push-v3", "drawer-open-v3", "control (zero advantages)", "12,800",
-        "60.0%", "24/40", "[44.6, 73.7] 24/40", "35.0%", "14/40", "77.5%", "31/40", "68.8%", "55/80",
+        "60.0%", "24/40", "[44.6, 73.7]", "35.0%", "14/40", "77.5%", "31/40", "68.8%", "55/80",
         "post-trained − SFT: +20.0 percentage points, 95% interval [+8.1, +31.2], n = 80 paired starts, McNemar p = 0.002"
         ". The interval excludes zero.",
         "post-trained − control (zero advantages): +20.0 percentage points, 95% interval [−1.0, +30.0], n not given"
@@ -339,3 +340,34 @@ def test_intervals_are_drawn_where_they_are():
     whisker = next(node for node in svg if node.get("class", "").startswith("whisker"))
     dot = next(node for node in svg if node.tag == "circle")
     assert (float(whisker.get("x1")) + float(whisker.get("x2"))) / 2 == pytest.approx(float(dot.get("cx")), abs=0.1)
+
+
+def test_the_page_begins_with_what_came_out(page):
+    assert headline(full_report()) == (
+        "SFT 48.8% → post-trained 68.8% of 80 real episodes (+20.0 [+8.1, +31.2] points); "
+        "not distinguishable from control (zero advantages) (+20.0 [−1.0, +30.0])."
+    )
+    text = page.text
+    parts = ("SFT 48.8% →", "2026-11-22 16:02 UTC", "Success by policy", "Real episodes beside", "Starts solved by both arms")
+    places = [text.index(part) for part in parts]
+    assert places == sorted(places)
+    assert headline({"name": "bare"}) == "" and headline({"arms": [{"name": "SFT", "pooled": {"successes": 1, "n": 2}}]}) == ""
+
+
+@pytest.mark.parametrize("width", [80, 100, 240])
+def test_no_number_is_cut_in_the_terminal(width):
+    shown = terminal(full_report(), width)
+    assert "…" not in shown and max(map(len, shown.splitlines())) <= width
+    for whole in ("[44.6, 73.7]", "24/40", "[+8.1, +31.2]", "12,800", "[0.902, 0.978]", "28.4 → 23.5"):
+        assert whole in shown, whole
+
+
+def test_learning_curves_and_failures(tmp_path):
+    report = {
+        "name": "x",
+        "curves": [{"name": "reflector", "step": [0, 20], "loss": [1.0, 0.5]}, {"name": "empty", "step": [0], "loss": [None]}],
+        "videos": [{"path": "a.mp4", "caption": "a"}, {"path": "b.mp4", "caption": "b", "failed": True}],
+    }
+    page = written(tmp_path, report)
+    assert "Learning curves" in page.text and "reflector" in page.text and "empty" not in page.text
+    assert page.text.index("Real episodes that failed") > page.text.index("Real episodes beside")

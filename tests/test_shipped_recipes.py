@@ -1,13 +1,16 @@
 """The recipes in recipes/: they load, and the one for GPUs runs from end to end in miniature."""
 
 import json
+import tomllib
+from pathlib import Path
 
 import pytest
 from conftest import COFFEE
 
 from worldenv_cli.errors import UserError
 from worldenv_cli.pipeline import run_stages
-from worldenv_cli.recipe import SHIPPED, load_recipe
+from worldenv_cli.recipe import load_recipe
+from worldenv_cli.shipped import SHIPPED, names, summary
 
 MINIATURE = [
     "device=cpu",
@@ -78,3 +81,12 @@ def test_a_gpu_that_is_not_there_is_told(tmp_path):
         pytest.skip("there is a GPU")
     with pytest.raises(UserError, match="device is 'cuda', but torch finds no GPU"):
         run_stages(load_recipe("quickstart", ["device=cuda"]), tmp_path, ["sft"])
+
+
+def test_a_wheel_holds_every_package_and_the_recipes():
+    root = Path(__file__).resolve().parent.parent
+    setup = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]
+    packages = {".".join(path.parent.relative_to(root).parts) for path in (root / "worldenv_cli").rglob("__init__.py")}
+    assert set(setup["packages"]) == packages | {"worldenv_cli.recipes"}
+    assert setup["package-dir"] == {"worldenv_cli.recipes": "recipes"} and setup["package-data"] == {"worldenv_cli.recipes": ["*.yaml"]}
+    assert {path.stem for path in (root / "recipes").glob("*.yaml")} == set(names()) and all(len(summary(name).split()) > 5 for name in names())

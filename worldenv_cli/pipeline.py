@@ -16,11 +16,14 @@ from .destination import check_destination
 from .errors import UserError
 from .locks import locked
 from .memory import keep_freed_memory
-from .progress import Metrics, say
+from .progress import Metrics, logged, say, voice
 from .recipe import Recipe
+from .remaining import Remaining
 from .run_folder import HOW_COMPUTED, RunFolder
 
+LOG = "run.log"  # in the folder of the run: everything that was said, with the time
 TOGETHER = ("ingest", "sft", "explore", "simulate", "calibrate", "post-train")  # stages in which all processes take part
+NO_PART_OF_A_RUN = ("bench", "bench-update", "compare")
 MEASURED = {"bench": ("sft", "simulator", "reflector")}  # artifacts that a stage uses and makes none from
 COMMANDS = {"eval-real": "eval --real", "compare": "simulate --compare", "bench-update": "bench --update"}  # of stages that are named otherwise
 
@@ -42,6 +45,8 @@ class Run:
         self._episodes: dict[str, list[Episode]] = {}
         self._metrics: list[Metrics] = []
         self._env = None
+        self.plan: list[str] = []  # in a dry run: the same, in order
+        self.remaining = Remaining([], {})
         self._planned: set[str] = set()  # in a dry run: what would be made, so that what depends on it would be made too
         self._alone = distributed.count() == 1  # what only one process does
         distributed.begin()
@@ -122,6 +127,8 @@ class Run:
         if distributed.first():
             self._kept.begin(name, provenance, fresh=self.force)
         say(f"{name}: making it")
+        if self.remaining.line(name):
+            say(self.remaining.line(name))
         self._wait()
         try:
             self._make(name, make, provenance, together)
@@ -140,7 +147,9 @@ class Run:
                 if self._outdated:
                     self._set_aside([other for other in self._outdated if other != name])
                     self._outdated = []
-            self._kept.finish(name, time.monotonic() - began)
+            seconds = time.monotonic() - began
+            self._kept.finish(name, seconds)
+            self.remaining.done(name, seconds)
             self._ancestry.changed(name)
             if others := self._made_from_another(name):
                 self._set_aside(others)
@@ -236,6 +245,7 @@ class Run:
         stale = stale or not is_current(self.path(name), fingerprint(settings, {needed: self._ancestry.hash(needed) for needed in inputs}))
         if stale:
             self._planned.add(name)
+            self.plan.append(name)
         say(f"{name}: {'would be made' if stale else 'up to date'}")
 
     def kept(self, name: str) -> Path:
@@ -343,7 +353,7 @@ def run_stages(recipe: Recipe, out: Path, stages: list[str] | None = None, *, dr
     from .stages import check_policy, estimate
 
     keep_freed_memory()
-    stages = stages or [stage for stage in stage_functions() if stage not in ("bench", "bench-update", "compare")]
+    stages = stages or [stage for stage in stage_functions() if stage not in NO_PART_OF_A_RUN]
     if "post-train" in stages:
         check_cameras(recipe)
     check_policy(recipe, stages)
@@ -362,9 +372,21 @@ def run_stages(recipe: Recipe, out: Path, stages: list[str] | None = None, *, dr
         _run(run, stages)
         return
     run.check(stages)  # before the lock, because a refused command changes nothing
-    with locked(run.folder, "run"):
+    with locked(run.folder, "run"), logged(run.folder / LOG):
         run.check(stages)  # and after it: another process may have been at work
+        if not set(stages) & set(NO_PART_OF_A_RUN):
+            run.remaining = _remaining(run, stages)
         _run(run, stages)
+
+
+def _remaining(run: Run, stages: list[str]) -> Remaining:
+    """What the stages are going to make, by a dry run of them."""
+    planning = Run(run.recipe, run.folder, dry_run=True, force=run.force)
+    functions = stage_functions()
+    with voice("quiet"), logged(None):
+        for name in stages:
+            functions[name](planning)
+    return Remaining(planning.plan, {name: values["seconds"] for name, values in run.times.items()})
 
 
 def _run(run: Run, stages: list[str]) -> None:

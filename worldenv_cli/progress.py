@@ -1,5 +1,6 @@
 """What a run says while it works, to people (bars or lines) and to files (metrics.jsonl, TensorBoard)."""
 
+import functools
 import importlib.util
 import json
 import math
@@ -37,8 +38,8 @@ def voice(where: Literal["stdout", "stderr", "quiet"]) -> Iterator[None]:
 
 
 @contextmanager
-def logged(path: Path) -> Iterator[None]:
-    """Append everything that is said meanwhile to a file, with the time, whatever is shown."""
+def logged(path: Path | None) -> Iterator[None]:
+    """Append everything that is said meanwhile to a file, with the time, whatever is shown; None: to none."""
     global _log
     before, _log = _log, path
     try:
@@ -53,6 +54,12 @@ def say(text: str) -> None:
         _note(text)
         if _voice != "quiet":
             print(text, file=_stream(), flush=True)
+
+
+@functools.cache
+def say_once(text: str) -> None:
+    """A line that would be the same every time it is said in this process."""
+    say(text)
 
 
 def _note(text: str) -> None:
@@ -161,7 +168,7 @@ class Metrics:
         self.path = self.folder / "metrics.jsonl"
         self.resume_step = resume_step
         self._writer = None
-        kept = [] if resume_step is None else [line for line in self._lines() if line["step"] <= resume_step]
+        kept = [] if resume_step is None else [line for line in read_lines(self.path) if line["step"] <= resume_step]
         write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         if resume_step is None:
             for events in self.folder.glob("events.out.tfevents.*"):
@@ -197,15 +204,16 @@ class Metrics:
     def __exit__(self, *_) -> None:
         self.close()
 
-    def _lines(self) -> Iterator[dict]:
-        """The lines that can be read: a run that was killed may have left half of the last."""
-        for line in self.path.read_text(errors="replace").splitlines() if self.path.exists() else []:
-            try:
-                found = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(found, dict) and isinstance(found.get("step"), int):
-                yield found
+
+def read_lines(path: Path) -> Iterator[dict]:
+    """The lines of a metrics.jsonl that can be read: a run that was killed may have left half of the last."""
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
+        try:
+            values = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(values, dict) and isinstance(values.get("step"), int):
+            yield values
 
 
 def check_finite(what: str, step: int, **losses: float) -> None:

@@ -30,6 +30,7 @@ class Plot:
 class Video:
     path: str
     caption: str
+    narrow: bool = False  # one episode, where others show two side by side
 
 
 @dataclass

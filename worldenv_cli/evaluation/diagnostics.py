@@ -46,6 +46,15 @@ def updates(rows: list[dict]) -> list:
     return [plots] if plots else []
 
 
+def curves(rows: list[dict]) -> list:
+    """The training loss of every model, one small plot each."""
+    plots = []
+    for row in rows:
+        if any(known(value) for value in row["loss"]):
+            plots.append(Plot(row["name"], line_plot([Series(row["name"], row["step"], row["loss"])], ("step", "loss"))))
+    return [plots] if plots else []
+
+
 def fidelity(values: dict) -> list:
     horizon = values.get("horizon") or []
     metrics = {"psnr": "PSNR, dB (higher is better)", "ssim": "SSIM (higher is better)"}

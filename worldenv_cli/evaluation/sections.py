@@ -22,21 +22,22 @@ from .blocks import (
     points,
     rate,
 )
-from .diagnostics import compared, fidelity, reflector, rounds, updates
+from .diagnostics import compared, curves, fidelity, reflector, rounds, updates
 from .svg import Point, agreement_plot, interval_plot, known
 
 
 def sections(report: dict) -> list[Section]:
     """The sections of a report that have anything to say, in reading order."""
     every = [
-        Section("Result", result(report.get("comparisons") or [])),
         Section("Success in the real environment", success(report.get("arms") or [])),
+        Section("Videos", videos(report.get("videos") or []), key=False),
+        Section("Differences", result(report.get("comparisons") or [])),
         Section("Paired comparisons", comparisons(report.get("comparisons") or [])),
         Section("Trust: imagined against real", trust(report.get("trust_table") or []) + agreement(report.get("imagined_vs_real") or [])),
         Section("Post-training", rounds(report.get("rounds") or []) + updates(report.get("updates") or [])),
         Section("World simulator", fidelity(report.get("fidelity") or {}) + compared(report.get("compared") or {})),
         Section("Reflector", reflector(report.get("reflector") or {})),
-        Section("Videos", videos(report.get("videos") or []), key=False),
+        Section("Learning curves", curves(report.get("curves") or [])),
         Section("Limits", list(report.get("limits") or [])),
         Section("Protocol, cost and versions", provenance(report), key=False),
     ]
@@ -70,16 +71,13 @@ def success(arms: list[dict]) -> list:
     extra = {"at_reflector_stop": "stopped by the reflector", "at_horizon": "at the horizon", "real_environment_steps": "real steps"}
     extra = {key: title for key, title in extra.items() if any(key in arm for arm in arms)}
     pooled = any("pooled" in arm for arm in arms)
-    rows = []
-    for arm in arms:
-        row = [arm["name"], *(rate(arm.get("tasks", {}).get(task)) for task in tasks)]
-        row += [rate(arm.get("pooled"))] if pooled else []
-        for key in extra:
-            value = arm.get(key)
-            row.append(rate(value) if key != "real_environment_steps" else f"{value:,}" if value is not None else NOTHING)
-        rows.append(row)
-    headers = ["", *tasks, *(["pooled"] if pooled else []), *extra.values()]
-    table = Table("Success by arm", headers, rows, "Success rate, [95% Wilson interval in %], successes/episodes.")
+    rows: list[list[Cell]] = [[task, *(rate(arm.get("tasks", {}).get(task)) for arm in arms)] for task in tasks]
+    rows += [["all tasks", *(rate(arm.get("pooled")) for arm in arms)]] if pooled else []
+    for key, title in extra.items():
+        counts = key == "real_environment_steps"
+        rows.append([title, *((f"{arm[key]:,}" if arm.get(key) is not None else NOTHING) if counts else rate(arm.get(key)) for arm in arms)])
+    headers = ["", *(arm["name"] for arm in arms)]
+    table = Table("Success by policy", headers, rows, "Success rate, [95% Wilson interval in %], successes/episodes.")
 
     plot_rows = []
     for label in [*tasks, *(["pooled"] if pooled else [])]:
@@ -175,8 +173,17 @@ def agreement(rows: list[dict]) -> list:
     return [table, [plot]]
 
 
-def videos(rows: list[dict]) -> list[list[Video]]:
-    return [[Video(row["path"], row.get("caption", "")) for row in rows]] if rows else []
+def videos(rows: list[dict]) -> list:
+    """Side by side with the imagination first, then the episodes that failed."""
+    blocks: list = []
+    titles = {
+        False: "Real episodes beside their imagined replays, over the reflector's probability of success:",
+        True: "Real episodes that failed:",
+    }
+    for failed, title in titles.items():
+        shown = [Video(row["path"], row.get("caption", ""), failed) for row in rows if bool(row.get("failed")) is failed]
+        blocks += [title, shown] if shown else []
+    return blocks
 
 
 def provenance(report: dict) -> list:

@@ -11,16 +11,17 @@ from ..pipeline import Run
 from ..post_train.lineage import all_real_data, models_of, read_gate, read_updates, real_data
 from ..post_train.rounds import imagined_success
 from ..post_train.starts import reset_frames, start_pool
-from ..progress import say
+from ..progress import read_lines, say
 from ..provenance import write_provenance
 from ..recipe import resolved_yaml
 from ..rollout import play
 from ..simulator.simulator import history_until
 from ..stages import needs
 from ..world_env import WorldEnv
+from .headline import origin
 from .protocol import STOP_COUNTS, arm, by_task, compare, outcomes, stopping
 from .report import publish
-from .video import contact_sheet, save_animation, save_video, side_by_side, stacked
+from .video import contact_sheet, save_animation, save_video, side_by_side, stacked, with_curve
 
 
 def arms(run: Run) -> dict[str, tuple[str, list[str]]]:
@@ -98,7 +99,7 @@ def _play_arm(run: Run, name: str, policy: str) -> None:
         result = {"tasks": [task for task, _ in chosen], "outcomes": outcomes(to_the_end + others).tolist(), "versions": run.env_versions}
         if stops:
             result |= stopping(to_the_end, run.model(reflector, "reflector"))
-            _film(run, folder, to_the_end)
+            _film(run, folder, to_the_end, run.model(reflector, "reflector"))
         write_json(folder / "outcomes.json", result)
         write_provenance(folder, provenance)
 
@@ -106,8 +107,8 @@ def _play_arm(run: Run, name: str, policy: str) -> None:
     run.artifact(f"eval/{slug}", protocol, needs(policy, *([reflector] if stops else [])), make)
 
 
-def _film(run: Run, folder, episodes) -> None:
-    """A real episode of every task beside the simulator's replay of its actions; all of them in one small animation; a sheet of stills."""
+def _film(run: Run, folder, episodes, reflector) -> None:
+    """A real episode of every task beside the simulator's replay, over the reflector's curves; one that failed; an animation; stills."""
     simulator = run.model(models_of(run.recipe.post_train.rounds)[0], "simulator")
     camera, rows, columns = simulator.config.camera, [], []
     for task in run.recipe.env.tasks:
@@ -115,10 +116,36 @@ def _film(run: Run, folder, episodes) -> None:
         imagined, _ = simulator.replay([history_until(episode, camera, 0)], [episode.actions])[0]
         rows += [(f"{task} real", episode.frames[camera]), (f"{task} imagined", imagined)]
         columns.append((task, episode.frames[camera], imagined))
-        frames = side_by_side(episode.frames[camera], imagined, ("real", "imagined"), bool(episode.success[-1]))
-        save_video(folder / f"{task}.mp4", frames, run.recipe.env.control_hz / 2)
+        save_video(folder / f"{task}.mp4", _judged_side_by_side(episode, camera, imagined, reflector), run.recipe.env.control_hz / 2)
+        failed = next((e for e in episodes if e.info["task"] == task and not e.success[-1]), None)
+        if failed is not None:
+            save_video(folder / f"{task}-failure.mp4", _judged(failed.frames[camera], failed.instruction, reflector), run.recipe.env.control_hz / 2)
     contact_sheet(folder / "stills.png", rows)
     save_animation(folder / "rollouts.gif", stacked(columns), run.recipe.env.control_hz / 2)
+
+
+def _judged(frames: np.ndarray, instruction: str, reflector) -> np.ndarray:
+    """Frames (T, H, W, 3) over the reflector's probability of success."""
+    return with_curve(frames, reflector.score_episodes([frames], [instruction])[0], reflector.threshold.item())
+
+
+def _judged_side_by_side(episode, camera: str, imagined: np.ndarray, reflector) -> np.ndarray:
+    pair = [_judged(frames, episode.instruction, reflector) for frames in (episode.frames[camera], imagined)]
+    return side_by_side(*pair, ("real", "imagined"), bool(episode.success[-1]))
+
+
+def _curves(run: Run) -> list[dict]:
+    """The losses that training has logged, by model: fine-tuning, simulator and reflector, refreshed ones included."""
+    rows = []
+    names = {"sft": "SFT", "simulator": "simulator", "reflector": "reflector"}
+    for number in range(2, run.recipe.post_train.rounds + 1):
+        names |= {f"rounds/{number}/{kind}": f"{kind}, round {number}" for kind in ("simulator", "reflector")}
+    for name, title in names.items():
+        for path in sorted((run.folder / "metrics" / name).glob("*/metrics.jsonl")):
+            lines = [line for line in read_lines(path) if isinstance(line.get("loss"), (int, float))]
+            part = "" if path.parent.name in ("model", "sft") else f", {path.parent.name}"
+            rows.append({"name": f"{title}{part}", "step": [line["step"] for line in lines], "loss": [line["loss"] for line in lines]})
+    return [row for row in rows if row["step"]]
 
 
 def _read(run: Run, name: str) -> dict:
@@ -162,6 +189,7 @@ def _report(run: Run) -> dict:
     errors["per_task"] += rounds[-1]["errors"]  # of the last gate: the open tasks together
     return {
         "name": recipe.name,
+        **origin(recipe.seed),
         "recipe": resolved_yaml(recipe),
         "versions": versions,
         "wall_seconds": {stage: values["seconds"] for stage, values in times.items()},
@@ -178,11 +206,13 @@ def _report(run: Run) -> dict:
         "updates": [{"round": r["round"], **update} for r in rounds for update in r["history"]],
         "rounds": [_round(run, r, accepted if r["round"] == config.rounds else None) for r in rounds],
         "videos": [
-            {"path": f"eval/{policy}/{task}.mp4", "caption": f"{task}, {name}: real | the simulator's open-loop replay of the same actions"}
-            for policy, name in (("sft", "SFT"), ("post-trained", "post-trained"))
+            {"path": f"eval/{policy}/{task}{end}.mp4", "caption": f"{task}, {name}: {what}", "failed": bool(end)}
+            for end, what in (("", "real | imagined, from the same actions"), ("-failure", "a failed episode"))
+            for policy, name in (("post-trained", "post-trained"), ("sft", "SFT"))
             for task in recipe.env.tasks
-            if run.path(f"eval/{policy}/{task}.mp4").is_file()
+            if run.path(f"eval/{policy}/{task}{end}.mp4").is_file()
         ],
+        "curves": _curves(run),
         "cost_by_dataset": costs,
     }
 

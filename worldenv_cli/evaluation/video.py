@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 SMALLEST_SIDE = 256  # pixels: below this players and browsers blur
 CAPTION_HEIGHT = 28  # pixels, even
+CURVE_HEIGHT = 56  # pixels, even
 INK, PAPER, SUCCESS, FAILURE = (235, 235, 235), (24, 24, 27), (84, 184, 118), (150, 150, 155)
 
 
@@ -88,6 +89,28 @@ def stacked(columns: list[tuple[str, np.ndarray, np.ndarray]], smallest: int = 1
         strip = np.broadcast_to(caption(label, held[0].shape[2]), (length, CAPTION_HEIGHT, held[0].shape[2], 3))
         blocks.append(np.pad(np.concatenate([strip, *held], axis=1), ((0, 0), (0, 0), (0, 4), (0, 0)), constant_values=PAPER[0]))
     return np.concatenate(blocks, axis=2)
+
+
+def with_curve(frames: np.ndarray, scores: np.ndarray, threshold: float) -> np.ndarray:
+    """(T, H, W, 3), enlarged, over a strip in which the reflector's probability (T,) is drawn up to each frame; the dashes are the threshold."""
+    frames = enlarge(frames)
+    width, height = frames.shape[2], CURVE_HEIGHT
+    xs = np.linspace(4, width - 5, max(len(frames), 2))
+    ys = (height - 5) - (height - 10) * np.clip(scores, 0, 1)
+    line = (height - 5) - (height - 10) * threshold
+    strips = []
+    for moment in range(len(frames)):
+        strip = Image.new("RGB", (width, height), PAPER)
+        draw = ImageDraw.Draw(strip)
+        for x in range(4, width - 4, 8):
+            draw.line([(x, line), (x + 3, line)], fill=FAILURE)
+        path = list(zip(xs[: moment + 1].tolist(), ys[: moment + 1].tolist(), strict=True))
+        if len(path) > 1:
+            draw.line(path, fill=SUCCESS, width=2)
+        x, y = path[-1]
+        draw.ellipse([(x - 2, y - 2), (x + 2, y + 2)], fill=SUCCESS)
+        strips.append(np.asarray(strip))
+    return np.concatenate([frames, np.stack(strips)], axis=1)
 
 
 def contact_sheet(path: str | Path, rows: list[tuple[str, np.ndarray]], columns: int = 8) -> Path:

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from ..errors import UserError
-from ..progress import say
+from ..progress import say_once
 from .densities import TokenDensity
 from .observation import Observation
 from .policy import Policy
@@ -38,7 +38,7 @@ def self_check(policy: Policy, name: str) -> dict[str, float]:
                 f"{name}: its answer does not depend on {what} (it moves by {distance:.1e}, rounding by {nothing:.1e}); "
                 "these weights are not those of a trained policy, or are read in a way they were not trained for; use another checkpoint"
             )
-    say(f"{name}: the answer depends on " + ", ".join(f"{what} ({distance:.1e})" for what, distance in moved.items()))
+    say_once(f"{name}: the answer depends on " + ", ".join(f"{what} ({distance:.1e})" for what, distance in moved.items()))
     return moved
 
 

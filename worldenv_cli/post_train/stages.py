@@ -82,7 +82,9 @@ def _refresh(run: Run, number: int) -> None:
         simulator = run.model(before[0], "simulator")
         episodes = [e for name in datasets for e in run.episodes(name)]
         parts = run.checkpoint(simulator_name, "proprioception"), run.checkpoint(simulator_name, "video")
-        train_simulator(simulator, of_split(episodes, "train"), config.refresh_simulator, seed=run.recipe.seed + number, checkpoints=parts)
+        metrics = run.metrics(simulator_name, "video")
+        trained, settings, seed = of_split(episodes, "train"), config.refresh_simulator, run.recipe.seed + number
+        train_simulator(simulator, trained, settings, seed=seed, checkpoints=parts, metrics=metrics)
         measured = fidelity(simulator.eval(), of_split(episodes, "held-out"), run.model("sft", "policy"))
         write_json(folder / "fidelity.json", measured)
         save_model(folder, "simulator", simulator, provenance, cards.simulator(simulator, measured))
