@@ -160,7 +160,7 @@ def test_no_episode_left_is_an_error(tmp_path):
         (["image.hdf5"], "--out is missing"),
         (["nothing", "--out", "x"], "does not exist"),
         (["image.hdf5", "--out", "x", "--format", "zarr"], "expected one of lerobot"),
-        (["image.hdf5", "--out", "x", "--format", "libero"], "problem_info|no agentview_rgb"),
+        (["image.hdf5", "--out", "x", "--format", "libero"], "--format robomimic"),
         (["image.hdf5", "--out", "x", "--instruction", "lift", "--resize", "small"], "expected height x width"),
         (["image.hdf5", "--out", "x", "--instruction", "lift", "--resize", "5x5"], "8 to 4096"),
         (["image.hdf5", "--out", "x", "--instruction", "lift", "--filter-key", "valid"], "found .'train'."),

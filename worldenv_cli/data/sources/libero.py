@@ -138,7 +138,9 @@ def _list_demo(facts: _File, name: str, demo, config: SourceConfig) -> _Demo:
     cameras = demonstrations.colour_names(observations, where, ("_rgb",))
     if not cameras:
         found = hdf5.names(observations, where)[:12]
-        raise UserError(f"{where}: no pictures among {found}, expected agentview_rgb; make them with LIBERO's create_dataset.py")
+        others = any(name.endswith("_image") for name in found)
+        advice = "these are robomimic's: --format robomimic" if others else "make them with LIBERO's create_dataset.py"
+        raise UserError(f"{where}: no pictures among {found}, expected agentview_rgb; {advice}")
     state = list(config.state or _default_state(observations, where))
     joints = [hdf5.array(holder, key, where) for holder, key in ((observations, "joint_states"), (demo, "states")) if hdf5.has(holder, key, where)]
     return _Demo(

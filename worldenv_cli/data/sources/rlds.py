@@ -224,7 +224,7 @@ def _notes(folder: Path, shards: Sequence[Path], episodes: Sequence[Listed], lib
         if not inputs:
             notes.append("most actions lie beyond [-1, 1]: they are no inputs of LIBERO's controller, and taken as recorded")
     else:
-        notes = ["rate, robot, orientation and the gripper's direction are not recorded in RLDS datasets"]
+        notes = []
     return notes + episodes_that_are_missing(folder, shards, [listed.key[0] for listed in episodes])
 
 
