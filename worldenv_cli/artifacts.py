@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
 TENSORS = "model.safetensors"
+PAPER = "arxiv:2509.24948"  # World-Env, as the Hub tags it
 PACKAGES = ("torch", "transformers", "diffusers", "peft", "datasets", "numpy", "mujoco", "metaworld", "gymnasium")
 FORMAT = ".".join(__version__.split(".")[:2])  # artifacts of another major or minor version are refused
 
@@ -50,7 +51,7 @@ def write_card(folder: Path, kind: str, card: str) -> None:
         configs = [{"config_name": "default", "data_files": "data/*/*.parquet"}]
         data = DatasetCardData(task_categories=["robotics"], tags=["LeRobot", "worldenv"], configs=configs)
     else:
-        data = ModelCardData(library_name="worldenv", pipeline_tag="robotics", tags=["worldenv", "robotics", kind])
+        data = ModelCardData(library_name="worldenv", pipeline_tag="robotics", tags=["worldenv", "robotics", kind, PAPER])
     (folder / "README.md").write_text(f"---\n{data.to_yaml()}\n---\n\n{card.strip()}\n", encoding="utf-8")
 
 

@@ -4,19 +4,18 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from .artifacts import content_hash
+from .artifacts import PAPER, content_hash
 from .atomic import read_json
 from .destination import kind_of
 from .errors import UserError
 from .evaluation.statistics import wilson
+from .hub import REFERENCE
 from .merged import MEMBERS, Merged
 from .outgoing import Outgoing, checkpoint_of, is_run
 from .provenance import CARD
 
-PAPER = "arxiv:2509.24948"  # World-Env
 PLACEHOLDER = "owner/name"  # in the snippets of cards that are not on the Hub yet
 BARE = "---\nlibrary_name: worldenv\ntags:\n- worldenv\n---\n\n# {name}\n\nMade by worldenv, not evaluated yet.\n"
-LIBRARIES = {"pi0": "lerobot", "smolvla": "lerobot", "openvla": "transformers"}
 CLASSES = {"pi0": "lerobot.policies.pi0.modeling_pi0.PI0Policy", "smolvla": "lerobot.policies.smolvla.modeling_smolvla.SmolVLAPolicy"}
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"), (10_000_000, "1M<n<10M"))
 
@@ -49,21 +48,40 @@ def complete(
         raise UserError(f"{folder}: a dataset has no base model; leave --base-model out")
     card = (DatasetCard if of_dataset else ModelCard)(outgoing.text(CARD), ignore_metadata_errors=True)
     data, run = card.data, _run_of(folder)
-    data.license = license or data.license or "unknown"
+    checkpoint = checkpoint_of(folder / "post-trained" if is_run(folder) else folder)
+    data.license = license or data.license or _license_of(checkpoint) or "unknown"
     if of_dataset:
         data.size_categories = [_size(folder)]
         if datasets:
             data.source_datasets = list(datasets)
     else:
-        checkpoint = checkpoint_of(folder if not is_run(folder) else folder / "post-trained")
-        data.base_model = base_model or data.base_model or checkpoint
+        data.base_model = base_model or data.base_model or _repository(checkpoint)
         data.datasets = list(datasets) or data.datasets or _demonstrations(run)
         data.tags = list(dict.fromkeys([*(data.tags or ()), PAPER]))
         data.model_name, data.eval_results = repository.partition("/")[2], _results(folder, run) or None
     if merged is not None:
-        data.library_name = LIBRARIES.get(merged.family, data.library_name)
+        data.library_name = merged.library or data.library_name
         card.text = card.text.rstrip() + "\n\n" + "\n".join(_about(merged, repository)) + "\n"
     outgoing.put(CARD, str(card))
+
+
+def _repository(checkpoint: str | None) -> str | None:
+    """owner/name of a checkpoint that is on the Hub."""
+    match = REFERENCE.fullmatch(checkpoint) if checkpoint and not Path(checkpoint).exists() else None
+    return match["repository"] if match else None
+
+
+def _license_of(checkpoint: str | None) -> str | None:
+    """What the card of a checkpoint says that lies on this machine, in a folder or in the Hub's cache."""
+    from huggingface_hub import ModelCard, try_to_load_from_cache
+
+    if checkpoint is None:
+        return None
+    match, card = REFERENCE.fullmatch(checkpoint), Path(checkpoint) / CARD
+    if not card.is_file() and match:
+        cached = try_to_load_from_cache(match["repository"], CARD, revision=match["revision"])
+        card = Path(cached) if isinstance(cached, str) else card
+    return ModelCard(card.read_text(encoding="utf-8", errors="replace"), ignore_metadata_errors=True).data.license if card.is_file() else None
 
 
 def _run_of(folder: Path) -> Path | None:
@@ -130,7 +148,7 @@ def _about(merged: Merged, repository: str) -> list[str]:
         table = ["| instruction | policy |", "|---|---|", *rows]
         lines = ["Adapters are part of the weights. Several policies, each in a folder of its own:", "", *table]
         where, path = f"Each folder in `{MEMBERS}` holds", f"policy/{MEMBERS}/{next(iter(merged.choice.values()))}"
-    if merged.family in CLASSES:
+    if merged.library == "lerobot":
         units = f"it reads and writes recorded units. Cameras in the policy's order: {', '.join(merged.cameras)}."
         download = [f"hf download {repository} --local-dir policy"] if merged.choice else []
         lines += [

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .artifacts import write_artifact
+from .atomic import read_json
 from .data.actions import ActionScale
 from .errors import UserError
 from .models import INNER, OWN_CHECKPOINT, save_model
@@ -27,6 +28,7 @@ class Merged:
     """What was written: the family of a checkpoint that other projects read, and which member is for which instruction."""
 
     family: str | None  # "pi0", "smolvla", "openvla"; None for a compact policy
+    library: str | None  # that reads it: "lerobot" or "transformers"
     cameras: tuple[str, ...]
     choice: dict[str, str]  # {instruction: member}; empty where there is one policy for all
 
@@ -47,7 +49,7 @@ def write_merged(folder: Path, policy: Policy, provenance: dict, card: str, scal
         written = _write(folder / MEMBERS / name, member, provenance, about, scale)
     places = {name: f"{MEMBERS}/{name}" for name in policy.members}
     write_artifact(folder, "policy", {"members": places, "choice": policy.choice, "default": policy.default}, None, provenance, card)
-    return Merged(written.family, written.cameras, policy.choice)
+    return Merged(written.family, written.library, written.cameras, policy.choice)
 
 
 def _write(folder: Path, policy: Policy, provenance: dict, card: str, scale: ActionScale | None) -> Merged:
@@ -57,12 +59,15 @@ def _write(folder: Path, policy: Policy, provenance: dict, card: str, scale: Act
     folder.mkdir(parents=True, exist_ok=True)
     if not isinstance(plain.config, VLAConfig):
         save_model(folder, "policy", plain, provenance, card)
-        return Merged(None, cameras, {})
+        return Merged(None, None, cameras, {})
     kind = family(checkpoint_folder(plain.config))
     write_checkpoint(plain, folder, scale)
-    plain.merged_adapters, plain.config = [], plain.config.model_copy(update={"model": OWN_CHECKPOINT, "adapter": False})
+    update = {"model": OWN_CHECKPOINT, "adapter": False}
+    if kind == "smolvla":  # which the files that were just written tell otherwise than those that it was loaded from
+        update["shifted_patches"] = plain.model.config.shifted_patches
+    plain.merged_adapters, plain.config = [], plain.config.model_copy(update=update)
     config = {"policy": plain.config.model_dump(mode="json"), "merged": []}
     (folder / INNER).mkdir()
     write_artifact(folder / INNER, "policy", config, {name: t.contiguous() for name, t in learned_tensors(plain).items()}, provenance, card)
     (folder / INNER / CARD).rename(folder / CARD)
-    return Merged(kind, cameras, {})
+    return Merged(kind, "lerobot" if "type" in read_json(folder / "config.json") else "transformers", cameras, {})

@@ -35,7 +35,10 @@ class Outgoing:
 
     def text(self, name: str) -> str:
         content = self.files[name]
-        return (content if isinstance(content, bytes) else content.read_bytes()).decode("utf-8")
+        try:
+            return (content if isinstance(content, bytes) else content.read_bytes()).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{name if isinstance(content, bytes) else content} is not UTF-8 text ({error.reason}); save it as UTF-8") from error
 
     def put(self, name: str, text: str) -> None:
         self.files[name] = text.encode("utf-8")
@@ -109,17 +112,17 @@ def hide_local_paths(outgoing: Outgoing, folder: Path, base_model: str | None) -
 
 def _strings(name: str, text: str) -> Iterator[str]:
     """All strings of a JSON or YAML file; the lines of others."""
+    import yaml
+
     try:
         if name.endswith(".json"):
             yield from _inner(json.loads(text))
         elif name.endswith(".yaml"):
-            import yaml
-
             yield from _inner(yaml.safe_load(text))
         elif not name.endswith(".html"):  # whose tags look like paths; what it says is in the others
             yield from text.splitlines()
-    except ValueError as error:
-        raise UserError(f"{name} is damaged ({error}); make it again") from error
+    except (ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{name} is damaged ({' '.join(str(error).split())}); make it again") from error
 
 
 def _inner(value) -> Iterator[str]:
@@ -183,16 +186,13 @@ def _in(place: str, name: str) -> str:
 
 
 def checkpoint_of(folder: Path) -> str | None:
-    """owner/name of the checkpoint on the Hub that an artifact's policy adapts; None where it has none, or one of this machine."""
-    if kind_of(folder) != "policy":
-        return None
-    pending = [read_json(folder / "config.json")]
+    """What an artifact's policy adapts, as its config.json names it: a folder, or a reference to the Hub; None where it adapts nothing."""
+    pending = [read_json(folder / "config.json")] if kind_of(folder) == "policy" else []
     while pending:
         config = pending.pop()
-        policy = config.get("policy") if isinstance(config, dict) else None
-        model = policy.get("model") if isinstance(policy, dict) else None
-        match = REFERENCE.fullmatch(model) if isinstance(model, str) and not Path(model).exists() else None
-        if match:
-            return match["repository"]
-        pending += list((config.get("members") or {}).values()) if isinstance(config, dict) else []
+        if isinstance(config, dict):
+            policy = config.get("policy")
+            if isinstance(policy, dict) and isinstance(policy.get("model"), str):
+                return policy["model"]
+            pending += list((config.get("members") or {}).values())
     return None

@@ -41,6 +41,9 @@ def push(
         if not re.fullmatch(REPOSITORY, name):
             raise UserError(f"{name!r}: expected a repository owner/name")
     outgoing, about, kind = collect(folder), None, kind_of(folder) or "run"
+    if merged and kind != "policy":
+        advice = "name one of its policies, such as its folder post-trained" if kind == "run" else "push it without --merged"
+        raise UserError(f"{folder} is of kind {kind!r}, and only a policy has adapters to merge; {advice}")
     with tempfile.TemporaryDirectory() as place:
         if merged:
             about = _merge(folder, Path(place), outgoing)

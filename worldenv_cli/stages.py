@@ -211,10 +211,12 @@ def make_reflector(run: Run, name: str, folder: Path, provenance: dict, reflecto
     measured = measured_errors(
         score_sequences(reflector, real["held-out"]), score_sequences(reflector, imagined["held-out"]), reflector.threshold.item()
     )
+    if measured["threshold"] > 1:
+        measured["never_stops"] = {"message": why_never(shortage), **(shortage or {})}
+        say(f"{name}: {why_never(shortage)}")
     if shortage:
-        measured["shortage"] = shortage | {"message": why_never(shortage)}
         more = f"{shortage['needed'] - shortage['failed']} more, by explore.episodes or calibrate.calibration_share"
-        say(f"{name}: {why_never(shortage)}; it takes {more}, or a larger calibrate.calibration.false_termination")
+        say(f"{name}: for a stop it takes {more}, or a larger calibrate.calibration.false_termination")
     write_json(folder / "errors.json", measured)
     save_model(folder, "reflector", reflector, provenance, cards.reflector(reflector, measured))
 

@@ -18,7 +18,7 @@ from ..data.actions import ActionScale
 from ..errors import UserError
 from .flow import FlowPolicy
 from .kinds import family
-from .lerobot_steps import ACTION, POSTPROCESSOR, PREPROCESSOR, STATE
+from .lerobot_steps import ACTION, OLD_STATISTICS, POSTPROCESSOR, PREPROCESSOR, STATE
 from .normaliser import STATISTICS, Normaliser
 from .openvla.policy import OpenVLAPart
 from .parts import beside, own_name
@@ -50,7 +50,12 @@ def write_checkpoint(policy: Policy, place: Path, scale: ActionScale | None = No
         _write_heads(policy, source, place)
         _write_bounds(policy, place, scale)
     elif isinstance(policy, FlowPolicy):
-        (_write_statistics if (place / PREPROCESSOR).is_file() else _write_transformers_statistics)(policy, place, scale)
+        if "type" not in read_json(place / "config.json"):
+            _write_transformers_statistics(policy, place, scale)
+        else:
+            if not (place / PREPROCESSOR).is_file():
+                _write_pipelines(policy, place)
+            _write_statistics(policy, place, scale)
         _bring_folders(policy, place)
 
 
@@ -81,7 +86,7 @@ def _with_changes(path: Path, place: Path, changed: dict[str, Tensor]) -> set[st
 
     with safe_open(inside(path.parent, path.name, path.parent), "pt") as file:
         metadata = file.metadata()
-        tensors = {name: file.get_tensor(name) for name in file.keys()}
+        tensors = {name: file.get_tensor(name) for name in file.keys() if not name.startswith(OLD_STATISTICS)}
     mine = tensors.keys() & changed.keys()
     for name in mine:
         tensors[name] = changed[name].detach().to("cpu", tensors[name].dtype).reshape(tensors[name].shape).contiguous()
@@ -90,6 +95,27 @@ def _with_changes(path: Path, place: Path, changed: dict[str, Tensor]) -> set[st
 
 
 # lerobot: pi0 and SmolVLA
+
+
+def _write_pipelines(policy: FlowPolicy, place: Path) -> None:
+    """The two pipelines of lerobot 0.4, for a checkpoint of before, which kept statistics among its weights; they are filled by _write_statistics."""
+    config, settings = read_json(place / "config.json"), policy.checkpoint.tokenizer_settings
+    tokenizer = {"task_key": "task", "truncation": True, "tokenizer_name": settings.name}
+    tokenizer |= {"max_length": settings.max_length, "padding": settings.padding, "padding_side": settings.padding_side}
+    device = {"registry_name": "device_processor", "config": {"device": "cpu", "float_dtype": None}}
+    units = {"eps": policy.action_normaliser.eps, "norm_map": {"VISUAL": "IDENTITY"}}
+    inputs, outputs = config["input_features"], config["output_features"]
+    before = [
+        {"registry_name": "rename_observations_processor", "config": {"rename_map": {}}},
+        {"registry_name": "to_batch_processor", "config": {}},
+        *([{"registry_name": f"{config['type']}_new_line_processor", "config": {}}] if settings.newline else []),
+        {"registry_name": "tokenizer_processor", "config": tokenizer},
+        device,
+        {"registry_name": "normalizer_processor", "config": units | {"features": inputs | outputs}},
+    ]
+    after = [{"registry_name": "unnormalizer_processor", "config": units | {"features": outputs}}, device]
+    for name, steps in ((PREPROCESSOR, before), (POSTPROCESSOR, after)):
+        write_json(place / name, {"name": Path(name).stem, "steps": steps})
 
 
 def _write_statistics(policy: FlowPolicy, place: Path, scale: ActionScale) -> None:
