@@ -109,6 +109,8 @@ def _check_choice(found: dict, folder: Path) -> None:
     if not isinstance(members, dict) or not members or not isinstance(choice, dict):
         raise UserError(f"{folder / 'config.json'}: members or choice is missing, expected policies by name and {{instruction: name}}; make it again")
     default = found.get("default")  # None: another wording is refused
+    if not choice and default is None:
+        raise UserError(f"{folder / 'config.json'}: choice is empty and there is no default, so nothing can be played; make the policy again")
     unknown = sorted({repr(name) for name in [*choice.values(), *([] if default is None else [default])] if name not in list(members)})
     if unknown:
         names = ", ".join(members)
