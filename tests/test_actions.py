@@ -80,6 +80,15 @@ def test_within_one_nothing_is_scaled_and_an_outlier_is_told(tmp_path):
     assert action["high"][0] == 8 and "action m0:" in said and "largest 8: it stretches the range" in said and "action m1" not in said
 
 
+@pytest.mark.parametrize("wrong", [3, {"offset": "x"}, {"offset": [1.0], "unit": [1.0]}, {"low": [0, 0], "high": ["a", "b"]}, {"gripper": "up"}])
+def test_a_description_that_was_edited_is_told(tmp_path, wrong):
+    ingested(tmp_path / "set", lerobot_folder(tmp_path / "source"))
+    path = tmp_path / "set/meta/worldenv.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"action": wrong}))
+    result = CliRunner().invoke(app, ["ingest", str(tmp_path / "set"), "--out", str(tmp_path / "x")])
+    assert result.exit_code == 2 and "worldenv.json" in result.stderr and result.stderr.count("\n") == 1
+
+
 def opened(path, limits):
     from worldenv_cli.data.sources import SourceConfig, open_source
 

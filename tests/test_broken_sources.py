@@ -26,7 +26,7 @@ WRONG_ARRAYS = {
 }
 
 
-HARMLESS = {("gone", "reward"), ("integers", "action"), ("integers", "reward")}
+HARMLESS = {("gone", "reward")}
 
 
 def survives(path) -> bool:
@@ -123,7 +123,7 @@ def test_attributes_of_hdf5_files(tmp_path, write):
         path = write(tmp_path / f"open_it{number}_demo.hdf5")
         with h5py.File(path, "a") as file:
             file["data"].attrs["env_args"] = text
-        assert survives(path) == (text in ("{}", '{"env_kwargs": {"robots": []}}')), text
+        assert survives(path) == ("null}" in text or "[]}" in text or text == "{}"), text
 
 
 # One thing in a file, by the command
@@ -140,14 +140,11 @@ BROKEN = {
     "libero: text": (lambda p: text(p / "a_demo.hdf5"), "not a whole HDF5 file"),
     "libero: empty file": (lambda p: text(p / "a_demo.hdf5", ""), "not a whole HDF5 file"),
     "libero: no demonstrations": (lambda p: libero_file(p / "a_demo.hdf5", lengths=()), "no demonstrations"),
-    "libero: no pictures": (lambda p: libero_file(p / "a_demo.hdf5", **{"obs/agentview_rgb": None}), "no agentview_rgb"),
+    "libero: no pictures": (lambda p: libero_file(p / "a_demo.hdf5", **{"obs/agentview_rgb": None, "obs/eye_in_hand_rgb": None}), "no pictures"),
     "libero: no actions": (lambda p: libero_file(p / "a_demo.hdf5", actions=None), "no actions"),
-    "libero: grey pictures": (lambda p: libero_file(p / "a_demo.hdf5", **{"obs/agentview_rgb": lambda n: frames(0, n)[..., :1]}), "expected uint8"),
-    "libero: float pictures": (lambda p: libero_file(p / "a_demo.hdf5", **{"obs/agentview_rgb": lambda n: frames(0, n) / 255}), "expected uint8"),
     "libero: a picture missing": (lambda p: libero_file(p / "a_demo.hdf5", **{"obs/agentview_rgb": lambda n: frames(0, n - 1)}), "lengths differ"),
     "libero: a state missing": (lambda p: libero_file(p / "a_demo.hdf5", **{"obs/ee_states": lambda n: numbers(0, n - 1, 6)}), "lengths differ"),
     "libero: NaN": (lambda p: libero_file(p / "a_demo.hdf5", actions=lambda n: nan_at(n, 7, 2)), "nan in row 2"),
-    "libero: large actions": (lambda p: libero_file(p / "a_demo.hdf5", actions=lambda n: 3 * numbers(0, n, 7)), r"expected \[-1, 1\]"),
     "libero: one step": (lambda p: libero_file(p / "a_demo.hdf5", lengths=(1,)), "1 steps, expected three"),
     "libero: no step": (lambda p: libero_file(p / "a_demo.hdf5", lengths=(0,)), "0 steps, expected three"),
     "libero: words for actions": (lambda p: libero_file(p / "a_demo.hdf5", actions=lambda n: np.array([[b"up"] * 7] * n)), "expected numbers"),
@@ -159,14 +156,13 @@ BROKEN = {
         lambda p: robomimic_file(p / "a.hdf5", **{"obs/agentview_image": lambda n: frames(0, n - 2)}),
         r"\(6, 16, 16, 3\) in next_obs, but \(4, 16, 16, 3\) in obs",
     ),
-    "robomimic: no rewards": (lambda p: robomimic_file(p / "a.hdf5", rewards=None), "no rewards"),
     "robomimic: no step": (lambda p: robomimic_file(p / "a.hdf5", lengths=(0,)), "expected"),
     "rlds: cut off": (lambda p: cut(rlds_folder(p / "set"), 3000), "but the file ends"),
     "rlds: cut in a head": (lambda p: cut(rlds_folder(p / "set", lengths=(3,)), 5), "inside a record's head"),
     "rlds: a byte changed": (lambda p: changed(rlds_folder(p / "set"), 500), "damaged"),
     "rlds: the length changed": (lambda p: changed(rlds_folder(p / "set"), 2), "checksum of the length"),
     "rlds: no pictures": (lambda p: rlds_folder(p / "set", **{"steps/observation/image": None}), "0 pictures for 6 steps"),
-    "rlds: no actions": (lambda p: rlds_folder(p / "set", **{"steps/action": None}), "none numbers, expected 7"),
+    "rlds: no actions": (lambda p: rlds_folder(p / "set", **{"steps/action": None}), "none, expected floats"),
     "rlds: actions of another width": (lambda p: rlds_folder(p / "set", **{"steps/action": lambda n: numbers(0, n * 6)}), "expected 7"),
     "rlds: half a state": (lambda p: rlds_folder(p / "set", **{"steps/observation/state": lambda n: numbers(0, n * 4)}), "rows for 6 steps"),
     "rlds: NaN": (lambda p: rlds_folder(p / "set", **{"steps/action": lambda n: nan_at(n, 7, 1).ravel()}), "nan in row 1"),
@@ -279,7 +275,7 @@ def test_broken_data_is_told_in_one_line(tmp_path, case):
     """By the command, with exit code 2, and nothing is left behind."""
     make, reason = BROKEN[case]
     path, out = make(tmp_path), tmp_path / "out" / "set"
-    result = CliRunner().invoke(app, ["ingest", str(path), "--out", str(out), "--instruction", "lift"])
+    result = CliRunner().invoke(app, ["ingest", str(path), "--out", str(out), "--instruction", "lift", "--control-hz", "10"])
     assert result.exit_code == 2 and result.stderr.startswith("error: ") and result.stderr.count("\n") == 1, result.output
     assert re.search(reason, result.stderr) and str(tmp_path) in result.stderr, result.stderr
     assert not out.exists()

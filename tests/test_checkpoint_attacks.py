@@ -117,18 +117,15 @@ def test_a_linked_key_is_not_published(tmp_path):
 # Code
 
 
-@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
-def test_a_part_with_code_of_its_own_is_refused_without_a_question(file, tmp_path):
+def test_a_part_with_code_of_its_own_is_refused_without_a_question(tmp_path):
     """In another process, with an answer at hand for whoever asks."""
     encoder = tmp_path / "encoder"
     write_tokenizer(encoder)
-    write_json(encoder / "config.json", {"model_type": "own", "architectures": ["Own"]})
     code = f"open({str(tmp_path / 'ran')!r}, 'w')\n"
     for name in ("configuration_own.py", "modeling_own.py", "tokenization_own.py"):
         (encoder / name).write_text(code)
     kinds = {"AutoConfig": "configuration_own.Own", "AutoModel": "modeling_own.Own", "AutoTokenizer": ["tokenization_own.Own", None]}
-    content = read_json(encoder / file) if (encoder / file).is_file() else {}
-    write_json(encoder / file, content | {"auto_map": kinds})
+    write_json(encoder / "config.json", {"model_type": "own", "architectures": ["Own"], "auto_map": kinds})
     script = f"from worldenv_cli.policies.text import TextConfig, TextEncoder; TextEncoder(TextConfig(pretrained={str(encoder)!r}))"
     done = subprocess.run([sys.executable, "-c", script], input="y\ny\ny\n", capture_output=True, text=True, timeout=120)
     assert done.returncode and not (tmp_path / "ran").exists() and "[y/N]" not in done.stdout + done.stderr
@@ -286,7 +283,6 @@ def chosen(tmp_path, mini):
         ({"choice": {"push it": "gone"}}, "choice or default names 'gone', expected one of before, after"),
         ({"choice": {"push it": 3}}, "names 3, expected one of before, after"),
         ({"default": "gone"}, "names 'gone'"),
-        ({"default": None}, "names None"),
         ({"choice": ["after"]}, "members or choice is missing"),
         ({"members": {}}, "members or choice is missing"),
     ],
@@ -319,3 +315,17 @@ def test_the_check_reads_no_weights(tmp_path, monkeypatch):
         folder = checkpoint(family, tmp_path / family)
         monkeypatch.setattr("worldenv_cli.policies.shards.tensors_in", lambda *_: pytest.fail("weights were read"))
         check_checkpoint(VLAConfig(model=str(folder), **SHARED))
+
+
+@pytest.mark.parametrize("section", ["policy", "reflector"])
+def test_a_text_encoder_with_code_is_told_before_anything_is_made(tmp_path, mini, section):
+    from worldenv_cli.pipeline import run_stages
+
+    (tmp_path / "encoder").mkdir()
+    write_json(tmp_path / "encoder" / "config.json", {"model_type": "bert", "auto_map": {"AutoModel": "x.Y"}})
+    model = getattr(mini, section)
+    text = model.text.model_copy(update={"pretrained": str(tmp_path / "encoder")})
+    recipe = mini.model_copy(update={section: model.model_copy(update={"text": text})})
+    with pytest.raises(UserError, match="this text encoder brings code of its own"):
+        run_stages(recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -144,6 +144,11 @@ def test_a_source_is_never_inside_what_is_written_nor_around_it(tmp_path, out):
             check_destination(tmp_path / "source", kind, [tmp_path / "link"])
 
 
+def test_a_name_on_the_hub_is_no_place_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    check_destination(Path("."), "run", [Path("owner/name")])
+
+
 def test_the_current_folder_and_those_above_it_are_not_replaced(tmp_path, monkeypatch):
     inside = tmp_path / "set" / "deep"
     artifact(tmp_path / "set")

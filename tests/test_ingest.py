@@ -104,10 +104,10 @@ def test_cameras_are_chosen_and_renamed(tmp_path):
 
 
 def test_intrinsics_follow_the_size_of_the_pictures(tmp_path):
-    from worldenv_cli.data.ingest import _scaled
+    from worldenv_cli.data.description import scaled_camera
 
     camera = {"size": [100, 200], "intrinsics": [[50, 0, 100], [0, 50, 50], [0, 0, 1]], "extrinsics": "same"}
-    scaled = _scaled(camera, (50, 50))
+    scaled = scaled_camera(camera, (50, 50))
     np.testing.assert_allclose(scaled["intrinsics"], [[12.5, 0, 25], [0, 25, 25], [0, 0, 1]])
     assert scaled["size"] == [50, 50] and scaled["recorded_size"] == [100, 200] and scaled["extrinsics"] == "same"
 
@@ -127,7 +127,13 @@ def test_sources_merge_where_their_schemas_agree(tmp_path):
     message = refused("ingest", a, faster, "--out", tmp_path / "x")
     assert "control rate (Hz) is 30, but 10 in" in message and str(faster) in message
     slower = lerobot_folder(tmp_path / "e", info={"fps": 20})
-    assert "state is" in refused("ingest", slower, rlds_folder(tmp_path / "d"), "--out", tmp_path / "x", "--control-hz", 20)
+    other = rlds_folder(tmp_path / "d"), "--out", tmp_path / "x", "--control-hz", 20
+    assert "cameras are ['image'], but ['front']" in refused("ingest", slower, *other)
+    features = json.loads((a / "meta/info.json").read_text())["features"]
+    renamed = features | {"observation.state": features["observation.state"] | {"names": ["x", "y", "z"]}}
+    assert "state is ['x', 'y', 'z'], but" in refused(
+        "ingest", a, lerobot_folder(tmp_path / "f", info={"features": renamed}), "--out", tmp_path / "x"
+    )
 
 
 def test_bad_episodes_stop_or_are_left_out_and_listed(tmp_path):

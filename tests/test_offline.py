@@ -5,6 +5,8 @@ import json
 import pytest
 
 from worldenv_cli.envs import vector
+from worldenv_cli.evaluation.sections import agreement
+from worldenv_cli.evaluation.stages import _agreement
 from worldenv_cli.pipeline import Run, run_stages
 from worldenv_cli.post_train.stages import _first_frames
 from worldenv_cli.recipe import load_recipe
@@ -55,3 +57,11 @@ def test_with_resets_it_is_opened(explored_run, no_environment, tmp_path):
     assert _first_frames(Run(recipe, tmp_path / "a", dry_run=True), 1) == []
     with pytest.raises(AssertionError, match="opened"):
         _first_frames(Run(with_resets, tmp_path / "b", dry_run=True), 1)
+
+
+def test_what_was_imagined_from_logged_frames_is_compared_with_all_real_starts_and_says_so():
+    imagined, found, tasks = {"n": 1, "arms": {"SFT": {"a": 0.5}}}, {"SFT": {"outcomes": [True, False, False, False]}}, ["a"] * 4
+    (same,), (logged,) = (_agreement(one, found, tasks) for one in (imagined, imagined | {"starts": "held-out exploration"}))
+    assert (same["real"], same["n"]) == (1, 1) and (logged["real"], logged["n"]) == (0.25, 4)
+    notes = [blocks[1][0].note for blocks in (agreement([same]), agreement([logged]))]
+    assert "held-out exploration" not in notes[0] and "held-out exploration" in notes[1]

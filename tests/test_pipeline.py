@@ -412,7 +412,7 @@ def test_killed_run_goes_on(finished, tmp_path):
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
     assert not (tmp_path / "killed" / "sft").exists()
-    again = subprocess.run(command("killed"), cwd=root, capture_output=True, text=True, timeout=120)
+    again = subprocess.run(command("killed"), cwd=root, capture_output=True, text=True, timeout=300)
     assert again.returncode == 0, again.stderr
     assert "sft: continuing model at step" in again.stdout and "fine-tuning: 100/100 steps" in again.stdout
     run_stages(load_recipe(MINI, changes), tmp_path / "whole", ["sft"])

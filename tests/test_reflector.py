@@ -201,17 +201,23 @@ def test_calibrating_with_too_few_failures_never_stops_and_says_so(tmp_path, mon
     from worldenv_cli.evaluation.diagnostics import reflector as shown
 
     count = sum(not episode.success[-1] for episode in explored if episode.info["split"] == "calibration")
+    (tmp_path / "sure").mkdir()
     run = SimpleNamespace(recipe=mini, checkpoint=lambda name: None, metrics=lambda name: None)
     config = mini.calibrate.model_copy(update={"calibration": CalibrationConfig(false_termination=0.05)})
     stages.make_reflector(run, "reflector", tmp_path, {}, reflector, simulator, explored, config)
     assert reflector.threshold.item() == NEVER
     message = f"It never stops an episode: {count} failed calibration episodes, 19 are needed to promise that it stops 5% of failures at most"
-    assert f"reflector: {message}; it takes {19 - count} more" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"reflector: {message}\nreflector: for a stop it takes {19 - count} more, by explore.episodes" in said
     errors = json.loads((tmp_path / "errors.json").read_text())
-    assert errors["shortage"] == {"failed": count, "needed": 19, "false_termination": 0.05, "message": message}
+    assert errors["never_stops"] == {"failed": count, "needed": 19, "false_termination": 0.05, "message": message}
     assert errors["real"]["false_termination"] in (0.0, None) and errors["real"]["missed_success"] in (1.0, None)
     assert message in (tmp_path / "README.md").read_text() and message in shown(errors)[0].note
     assert load_model(tmp_path, "reflector").threshold.item() == NEVER
+    monkeypatch.setattr("worldenv_cli.reflector.train.choose_threshold", lambda *_: 1.0000001)  # enough failures, and certain of one
+    config = mini.calibrate.model_copy(update={"calibration": CalibrationConfig(false_termination=0.6)})
+    stages.make_reflector(run, "reflector", tmp_path / "sure", {}, reflector, simulator, explored, config)
+    assert "certain of the success" in capsys.readouterr().out and "certain" in (tmp_path / "sure/README.md").read_text()
 
 
 def test_measured_errors_by_hand():

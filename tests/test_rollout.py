@@ -1,17 +1,22 @@
 """Real rollouts: what `play` records and counts, demonstrations, exploration, and starts that never meet."""
 
+import contextlib
+import copy
+import hashlib
 import itertools
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from conftest import COFFEE, DRAWER
 
 from worldenv_cli.data.expert import IngestConfig, demonstrate
 from worldenv_cli.data.explore import ExploreConfig, explore, of_split, split
 from worldenv_cli.envs.starts import PURPOSES, starts
 from worldenv_cli.errors import UserError
-from worldenv_cli.rollout import environment_steps, play
+from worldenv_cli.policies.chosen import ChosenPolicy
+from worldenv_cli.rollout import environment_steps, play, save_episode
 
 STARTS = [(DRAWER, 11), (COFFEE, 12), (DRAWER, 13), (COFFEE, 14)]  # more than the environment has rows, tasks in disorder
 
@@ -72,30 +77,134 @@ def test_noise_by_episode(env, trained_policy):
     assert len(mean[1].actions) == 24 or mean[1].success[-1]  # a failure lasts to the horizon
 
 
-def test_a_collection_that_was_cut_off_goes_on(env, trained_policy, tmp_path, monkeypatch):
-    """Finished episodes are kept whole, with everything that is known of them; only the rest is played, with the noise it would have had."""
+CHOSEN = [(COFFEE, 0), (DRAWER, 1), (COFFEE, 2), (DRAWER, 3), (COFFEE, 4), (DRAWER, 5), (COFFEE, 6), (DRAWER, 7)]
+NOISE = [0.0, 0.2, 0.2, 0.0, 0.2, 0.0, 0.0, 0.3]
+
+
+class Watched:
+    """A policy, and a digest of everything that it was ever given in one call."""
+
+    def __init__(self, policy):
+        self.policy, self.given = policy, []
+
+    def act(self, observation, *, explore, scale=None, generator=None):
+        whole = hashlib.sha256(repr((observation.instruction, explore, scale)).encode())
+        for array in (*observation.images.values(), observation.state):
+            whole.update(array.tobytes())
+        self.given.append(whole.hexdigest())
+        return self.policy.act(observation, explore=explore, scale=scale, generator=generator)
+
+
+def cut_after(monkeypatch, count):
+    """The call is cut off when `count` more episodes have been kept."""
+    left = [count]
+
+    def save(path, episode):
+        save_episode(path, episode)
+        left[0] -= 1
+        if left[0] == 0:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("worldenv_cli.rollout.save_episode", save)
+
+
+def alike(whole, again):
+    return all(
+        same(a, b) and np.array_equal(a.success, b.success) and (a.instruction, a.info) == (b.instruction, b.info)
+        for a, b in zip(whole, again, strict=True)
+    )
+
+
+def resumed(env, policy, folder, monkeypatch, count, chosen=CHOSEN, noise=NOISE):
+    """What `play` returns in the end, and how often it was cut off on the way: each time after so many more episodes."""
+    for cuts in range(len(chosen) + 1):
+        with monkeypatch.context() as patch:
+            cut_after(patch, count)
+            with contextlib.suppress(KeyboardInterrupt):
+                return play(env, chosen, policy, noise=noise, seed=2, keep=folder), cuts
+    raise AssertionError("it never came to an end")
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_a_collection_that_was_cut_off_ends_with_the_same_bits(env, trained_policy, tmp_path, monkeypatch, count):
+    """After any episode, again and again: what is kept is not played again, and the policy sees batches that it saw, none else."""
+    undisturbed, cut = Watched(trained_policy), Watched(trained_policy)
+    whole = play(env, CHOSEN, undisturbed, noise=NOISE, seed=2)
+    again, cuts = resumed(env, cut, tmp_path, monkeypatch, count)
+    assert cuts == len(CHOSEN) // count and alike(whole, again)
+    assert set(cut.given) == set(undisturbed.given)
+    steps, calls = env.environment_steps, len(cut.given)
+    assert alike(whole, play(env, CHOSEN, cut, noise=NOISE, seed=2, keep=tmp_path))
+    assert env.environment_steps == steps and len(cut.given) == calls  # where everything is kept nothing is computed
+
+
+def test_what_a_batch_holds_shows_in_the_bits(env, trained_policy):
+    """Why rows come and go as they did."""
+    whole = play(env, CHOSEN, trained_policy, noise=NOISE, seed=2)
+    rest = play(env, CHOSEN[4:], trained_policy, noise=NOISE[4:], seed=2)  # without noise an episode's number does not matter
+    assert not all(same(whole[4 + i], rest[i]) for i in (1, 2))
+
+
+@pytest.mark.parametrize("way", ["to the horizon", "last frames", "several members", "experts", "a worker dies"])
+def test_the_same_bits_in_every_way_of_playing(env, trained_policy, tmp_path, monkeypatch, way):
+    env.until_horizon, env.every_frame = way == "to the horizon", way != "last frames"
+    other = copy.deepcopy(trained_policy)
+    torch.nn.init.normal_(other.action_head[-1].weight, std=0.1)
+    two = ChosenPolicy({"a": trained_policy, "b": other}, {env.config.tasks[DRAWER]: "b"}, "a")
+    policy, noise = {"several members": two, "experts": None}.get(way, trained_policy), None if way == "experts" else NOISE
+    whole = play(env, CHOSEN, policy, noise=noise, seed=2)
+    if way == "a worker dies":
+        monkeypatch.setattr(env, "step", lambda chunks, step=env.step: env.workers[0].process.kill() or step(chunks))
+        assert alike(whole, play(env, CHOSEN, policy, noise=noise, seed=2))
+        return
+    again, cuts = resumed(env, policy, tmp_path, monkeypatch, 3, noise=noise)
+    assert cuts == 2 and alike(whole, again)
+
+
+def test_only_what_is_not_kept_is_played(env, trained_policy, tmp_path, monkeypatch):
     chosen, noise = [(COFFEE, seed) for seed in range(5)], [0.0, 0.2, 0.2, 0.0, 0.2]
     whole = play(env, chosen, trained_policy, noise=noise, seed=2)
-    steps, real = env.environment_steps, env.step
-
-    def cut(chunks):
-        if env.environment_steps - steps > environment_steps(whole[:3]):
-            raise KeyboardInterrupt
-        return real(chunks)
-
-    monkeypatch.setattr(env, "step", cut)
-    with pytest.raises(KeyboardInterrupt):
-        play(env, chosen, trained_policy, noise=noise, seed=2, keep=tmp_path / "kept")
-    monkeypatch.undo()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        cut_after(patch, 3)
+        play(env, chosen, trained_policy, noise=noise, seed=2, keep=tmp_path)
+    kept = {int(path.stem) for path in tmp_path.glob("*.npz")}
     steps = env.environment_steps
-    again = play(env, chosen, trained_policy, noise=noise, seed=2, keep=tmp_path / "kept")
-    assert env.environment_steps - steps == environment_steps(whole[3:])
-    for a, b in zip(whole, again):
-        assert same(a, b) and np.array_equal(a.success, b.success) and (a.instruction, a.info) == (b.instruction, b.info)
+    assert alike(whole, play(env, chosen, trained_policy, noise=noise, seed=2, keep=tmp_path))
+    assert env.environment_steps - steps == environment_steps([whole[i] for i in range(5) if i not in kept]) > 0
     steps = env.environment_steps
-    other = play(env, [(COFFEE, 9)] + chosen[1:3], trained_policy, keep=tmp_path / "kept")  # those of other starts are not taken for these
+    other = play(env, [(COFFEE, 9)] + chosen[1:3], trained_policy, keep=tmp_path)  # those of other starts are not taken for these
     assert other[0].info["start"] == 9 and env.environment_steps - steps == environment_steps(other[:1])
     assert same(other[1], whole[1]) and same(other[2], whole[2])
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "a flipped bit", "text", "of another version"])
+def test_a_kept_episode_that_cannot_be_read_is_played_again(env, trained_policy, tmp_path, capsys, damage):
+    """Power fails, disks fill: no file may keep a run from going on."""
+    chosen = [(COFFEE, seed) for seed in range(3)]
+    whole = play(env, chosen, trained_policy, keep=tmp_path)
+    path, steps = tmp_path / "000001.npz", env.environment_steps
+    content = path.read_bytes()
+    middle = len(content) // 2
+    if damage == "of another version":
+        np.savez(path, states=whole[1].states)
+    else:
+        flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+        path.write_bytes({"cut": content[:middle], "empty": b"", "a flipped bit": flipped, "text": b"no episode"}[damage])
+    assert alike(whole, play(env, chosen, trained_policy, keep=tmp_path))
+    assert env.environment_steps - steps == environment_steps(whole[1:2])
+    assert f"{path}: cannot be read (" in (told := capsys.readouterr().out) and "its episode is played again" in told
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("noise", [None, [0.1, 0.1]])
+def test_an_action_that_is_not_finite_is_never_played(env, policy, number, noise):
+    """Clipping leaves NaN as it is, and makes infinity look like an action."""
+    policy.action_head[-1].bias.data[1] = number
+    steps = env.environment_steps
+    with pytest.raises(UserError, match="the policy answers 'press the .*' with an action of -?(nan|inf), expected finite numbers: its weights or"):
+        play(env, [(COFFEE, 1), (COFFEE, 2)], policy, noise=noise)
+    assert env.environment_steps == steps
 
 
 def test_rows_go_on_with_the_next_start_and_noise_is_the_episodes_own(env, trained_policy, monkeypatch):

@@ -184,7 +184,7 @@ def test_an_artifact_made_from_another_input_is_made_again(run, tmp_path):
 
 def test_an_ancestor_that_is_gone_is_told(run):
     shutil.rmtree(run / "demonstrations")
-    with pytest.raises(UserError, match="demonstrations does not exist: exploration is made from it; run `worldenv ingest`"):
+    with pytest.raises(UserError, match="demonstrations does not exist: exploration needs it; run `worldenv ingest`"):
         make(run, "exploration")
 
 

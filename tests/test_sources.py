@@ -64,7 +64,7 @@ def test_libero_is_shifted_by_one_and_turned():
     with h5py.File(next((FIXTURES / "libero_hdf5").glob("*.hdf5"))) as file:
         for listed in source.episodes:
             demo = listed.name.rpartition(": ")[2]
-            raw, known, episode = file["data"][demo], found["demos"][demo], source.read(listed, True)
+            raw, known, episode = file["data"][demo], found["demos"][demo], source.read(listed, tuple(source.cameras))
             assert short_hash(raw["obs/agentview_rgb"][:]) == known["sha256"]["obs/agentview_rgb"]
             np.testing.assert_array_equal(episode.frames["image"], raw["obs/agentview_rgb"][:][:, ::-1, ::-1])
             np.testing.assert_allclose(episode.actions[-1], known["last_action"], atol=1e-6)
@@ -84,7 +84,7 @@ def test_no_ops_can_be_left_out():
     whole, kept = opened(path), opened(path, drop_no_ops=True)
     for listed in whole.episodes:
         steps = found["demos"][listed.name.rpartition(": ")[2]]["no_op_steps"]
-        a, b = whole.read(listed, True), kept.read(listed, True)
+        a, b = whole.read(listed, tuple(whole.cameras)), kept.read(listed, tuple(kept.cameras))
         left = [t for t in range(len(a.states)) if t not in steps]
         assert b.info["steps"] == left
         np.testing.assert_array_equal(b.actions, a.actions[[t - 1 for t in left[1:]]])
@@ -100,7 +100,7 @@ def test_robomimic_is_as_it_lies():
     with h5py.File(path) as file:
         for listed in source.episodes:
             demo = listed.name.rpartition(": ")[2]
-            raw, episode = file["data"][demo], source.read(listed, True)
+            raw, episode = file["data"][demo], source.read(listed, tuple(source.cameras))
             assert short_hash(raw["actions"][:]) == found["demos"][demo]["sha256"]["actions"]
             np.testing.assert_allclose(episode.actions, raw["actions"][:], atol=1e-6)
             np.testing.assert_array_equal(episode.frames["agentview"][:-1], raw["obs/agentview_image"][:])
@@ -117,7 +117,7 @@ def test_rlds_matches_tensorflow_datasets():
     source, found = opened(FIXTURES / "rlds_tfds/libero_spatial_no_noops"), facts("rlds_tfds")
     expected = np.load(FIXTURES / "rlds_tfds/expected.npz")
     for number, (listed, known) in enumerate(zip(source.episodes, found["episodes_in_file_order"], strict=True)):
-        episode = source.read(listed, True)
+        episode = source.read(listed, tuple(source.cameras))
         assert (listed.steps, listed.instruction) == (known["length"], known["language_instruction"])
         np.testing.assert_array_equal(episode.actions, expected[f"ep{number}/action"][:-1])
         np.testing.assert_array_equal(episode.states, expected[f"ep{number}/state"])
@@ -229,7 +229,7 @@ def test_the_hand_is_seen_where_the_camera_says(path, camera):
     """What changes between the first and the last picture lies around the two places of the hand, mirrored pictures included."""
     source = opened(FIXTURES / path, instruction="lift")
     for listed in source.episodes:
-        episode = source.read(listed, True)
+        episode = source.read(listed, tuple(source.cameras))
         first, last = (np.array(projected(source.cameras[camera], episode.states[t, :3])[:2]) for t in (0, -1))
         changed = np.abs(episode.frames[camera][0].astype(int) - episode.frames[camera][-1]).max(-1) > 40
         rows, columns = np.nonzero(changed)

@@ -23,8 +23,6 @@ def bench(run: Run) -> None:
     from .world_env import WorldEnv
 
     recipe = run.recipe
-    for name, command in (("sft", "sft"), ("simulator", "simulate"), ("reflector", "calibrate")):
-        run.require(name, command, "bench.json")
     policy, simulator, reflector = run.model("sft", "policy"), run.model("simulator", "simulator"), run.model("reflector", "reflector")
     env = run.env(until_horizon=True, every_frame=True)
     chosen = starts("development", recipe.env.tasks, max(2 * env.num_envs // len(recipe.env.tasks), 1))

@@ -171,7 +171,7 @@ def reflector(model, measured: dict) -> str:
             "# Instant reflector",
             "",
             f"{sum(p.numel() for p in model.parameters()):,} parameters; instruction + frames so far -> P(success by frame). "
-            + (f"Stops at {measured['threshold']:.3f}." if "shortage" not in measured else f"{measured['shortage']['message']}."),
+            + (f"Stops at {measured['threshold']:.3f}." if "never_stops" not in measured else f"{measured['never_stops']['message']}."),
             "",
             "| held-out frames | AUC (95 %) | failed episodes stopped | successes missed | calibration error |",
             "|---|---|---|---|---|",

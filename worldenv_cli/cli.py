@@ -76,7 +76,7 @@ Success = Annotated[str | None, typer.Option(metavar="COLUMN|FILE", help="Where 
 Gripper = Annotated[
     str | None, typer.Option(metavar="'1 opens'|'1 closes'", help="What the action's last number does, where the source does not say.")
 ]
-FilterKey = Annotated[str | None, typer.Option(help="robomimic: only the demonstrations of this mask.")]
+FilterKey = Annotated[str | None, typer.Option(help="robomimic: only the demonstrations of this mask; RLDS: only this split.")]
 
 
 @app.command()
@@ -159,7 +159,13 @@ def _facts(source: str, inspection, sheet: Path | None) -> dict:
     """An inspection for programs."""
     tasks = [dict(zip(("instruction", "episodes", "actions", "success"), row, strict=False)) for row in inspection.tasks]
     dimensions = [dict(zip(("name", "range", "mean", "remark"), row, strict=False)) for row in inspection.dimensions]
-    facts = {"source": source, **dict(inspection.facts), "tasks": tasks, "dimensions": dimensions}
+    facts = {
+        "source": source,
+        **dict(inspection.facts),
+        "notes": [": ".join(note) for note in inspection.notes],
+        "tasks": tasks,
+        "dimensions": dimensions,
+    }
     if sheet is not None:
         from .evaluation.video import contact_sheet
 
@@ -193,7 +199,7 @@ def _opened(sources: list[str], format: str | None, told: dict) -> tuple[list, l
         except UserError as error:
             if not config.skip_bad or len(sources) == 1:
                 raise
-            unopened.append(str(error))
+            unopened.append(str(error).replace(f"{Path(source).parent}/", ""))
     if not opened:
         raise UserError(unopened[0])
     return opened, unopened

@@ -9,7 +9,7 @@ from .errors import UserError
 from .provenance import CARD, PROVENANCE, recorded_files
 
 LOCK = ".lock"  # in a run's folder, while a process works there
-LITTER = {LOCK, ".DS_Store"}  # a folder with nothing else in it is empty
+LITTER = {LOCK, "run.log", ".DS_Store"}  # a folder with nothing else in it is empty: a command was cut off before it wrote, or somebody looked in
 SOFTWARE = "worldenv"  # PNG files that are written for the user carry it as their "Software"
 SHOWN = 3  # names in a message
 
@@ -23,7 +23,8 @@ def check_destination(out: Path, kind: str, sources: Sequence[Path] = ()) -> Non
     """
     place = Path(os.path.realpath(out))
     for source in sources:
-        _check_source(out, place, source)
+        if os.path.lexists(source):  # others are names on the Hub
+            _check_source(out, place, source)
     if place in (Path(place.anchor), Path(os.path.realpath(os.path.expanduser("~")))):
         raise UserError(f"{out} is {'your home folder' if place != Path(place.anchor) else 'the root folder'}: name a new folder with --out")
     if kind == "dataset" and Path.cwd().is_relative_to(place):

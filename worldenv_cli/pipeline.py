@@ -21,6 +21,7 @@ from .recipe import Recipe
 from .run_folder import HOW_COMPUTED, RunFolder
 
 TOGETHER = ("ingest", "sft", "explore", "simulate", "calibrate", "post-train")  # stages in which all processes take part
+MEASURED = {"bench": ("sft", "simulator", "reflector")}  # artifacts that a stage uses and makes none from
 COMMANDS = {"eval-real": "eval --real", "compare": "simulate --compare", "bench-update": "bench --update"}  # of stages that are named otherwise
 
 
@@ -119,7 +120,7 @@ class Run:
             return
         provenance = make_provenance(settings, hashes, self.recipe.seed) | {"artifact": name}
         if distributed.first():
-            self._kept.begin(name, provenance)
+            self._kept.begin(name, provenance, fresh=self.force)
         say(f"{name}: making it")
         self._wait()
         try:
@@ -128,6 +129,7 @@ class Run:
             while self._metrics:
                 self._metrics.pop().close()
         self._wait()
+        self._ancestry.changed(name)
         self._episodes.pop(name, None)
 
     def _make(self, name: str, make: Callable[[Path, dict], None], provenance: dict, together: bool) -> None:
@@ -154,8 +156,9 @@ class Run:
         told = f"{self.path(conflict.name)} {conflict.message}"
         command = self._command(conflict.name) or command
         if not self.path(conflict.name).is_dir():
-            raise UserError(f"{told}: {for_what} is made from it; run `worldenv {command}` with this recipe first")
-        raise UserError(f"{told}; run `worldenv {command}` with this recipe first, or choose another folder with --out")
+            raise UserError(f"{told}: {for_what} needs it; run `worldenv {command}` with this recipe first")
+        force = " and --force" if conflict.recipe else ""
+        raise UserError(f"{told}; run `worldenv {command}` with this recipe{force} first, or choose another folder with --out")
 
     def conflict(self, name: str) -> Conflict | None:
         """Why an artifact is not what this recipe makes; None where it is. Raises UserError for a damaged one."""
@@ -172,6 +175,9 @@ class Run:
         if not self.force:
             self._kept.check_name()
         made = [name for stage in stages for name in self._declarations.of_stage(stage)]
+        for stage in stages:
+            for needed in MEASURED.get(stage, ()):
+                self.require(needed, self._command(needed), stage)
         for name in made:
             declaration = self._declarations.of(name)
             for needed in declaration.inputs if declaration else ():
@@ -179,7 +185,7 @@ class Run:
                     self.require(needed, self._command(needed), name)
         for name in made:
             if not self.force and self.path(name).exists() and not self._kept.is_artifact(name):
-                raise UserError(f"{self.path(name)} is in the way of {name}, and no `worldenv` command wrote it whole: move it away")
+                raise UserError(f"{self.path(name)} is in the way of {name}, and no `worldenv` command wrote it whole: move it away, or --force")
         conflicts = {name: found for name in self._ancestry.present() if (found := self._conflict(name)) and found.recipe}
         if conflicts and not self.force:
             conflict = next(iter(conflicts.values()))
@@ -258,7 +264,7 @@ class Run:
         return self._kept.times()
 
     def keep_own_readme(self) -> None:
-        """Set aside a README.md that no report wrote, before one does."""
+        """Before a report is written: mark the folder as a run's, and set aside a README.md that no report wrote."""
         self._kept.keep_own_readme()
 
     def write_result(self, name: str, value: dict) -> None:

@@ -9,7 +9,7 @@ from .errors import UserError
 
 PROVENANCE = "provenance.json"
 CARD = "README.md"  # may be completed by hand or for the Hub: it counts for nothing
-_hashes: dict[tuple[str, int, int, int], str] = {}  # {(path, inode, size, time of change): sha256}, so that a process reads a file once
+_hashes: dict[tuple[int, int, int, int], str] = {}  # {(device, inode, size, time of change): sha256}, so that a process reads a file once
 
 
 def write_provenance(folder: Path, provenance: dict) -> None:
@@ -64,7 +64,7 @@ def _in_hub_cache(folder: Path, path: Path) -> bool:
 
 def _sha256(path: Path) -> str:
     status = path.stat()
-    key = (str(path.resolve()), status.st_ino, status.st_size, status.st_mtime_ns)
+    key = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
     if key not in _hashes:
         with path.open("rb") as file:
             _hashes[key] = hashlib.file_digest(file, "sha256").hexdigest()

@@ -80,12 +80,14 @@ class RunFolder:
         """Where an unfinished artifact keeps its checkpoints and episodes."""
         return self.folder / self.UNFINISHED / name
 
-    def begin(self, name: str, provenance: dict) -> None:
-        """Open an artifact's workshop. What an unfinished one of other settings or inputs left is set aside."""
+    def begin(self, name: str, provenance: dict, *, fresh: bool = False) -> None:
+        """Open an artifact's workshop. What an unfinished one of other settings or inputs left is set aside, with `fresh` (--force) any."""
         self._prepare()
         folder = self.workshop(name)
-        if folder.is_dir() and _fingerprint(folder) != provenance["fingerprint"]:
-            why = "is of other settings or inputs" if _fingerprint(folder) else "has a damaged or no provenance.json"
+        begun = _fingerprint(folder) if folder.is_dir() else None
+        if folder.is_dir() and (fresh or begun != provenance["fingerprint"]):
+            same = "is begun anew with --force" if begun == provenance["fingerprint"] else "is of other settings or inputs"
+            why = same if begun else "has a damaged or no provenance.json"
             say(f"{name}: what was begun {why}, and is kept in {self._aside / self.UNFINISHED / name}")
             self._move(f"{self.UNFINISHED}/{name}")
         if not folder.is_dir():
@@ -142,6 +144,7 @@ class RunFolder:
         return {name: values for name, values in noted.items() if _is_time(values)}
 
     def keep_own_readme(self) -> None:
+        self._prepare()
         path = self.folder / "README.md"
         if path.is_file() and not path.read_text(encoding="utf-8", errors="replace").startswith("---\nlibrary_name: worldenv\n"):
             self._move("README.md")

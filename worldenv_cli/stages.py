@@ -36,8 +36,8 @@ def check_policy(recipe: Recipe, stages: list[str]) -> None:
 
     For `ingest` alone a folder must be there, and no more.
     """
-    for section in (recipe.policy, recipe.reflector) if stages is None else ():
-        if not isinstance(section, VLAConfig) and section.text.pretrained:
+    for stage, section in (("sft", recipe.policy), ("calibrate", recipe.reflector)):
+        if stage in stages and not isinstance(section, VLAConfig) and section.text.pretrained:
             part(section.text.pretrained, "text encoder", "text.pretrained", None)
     if not isinstance(recipe.policy, VLAConfig):
         return
@@ -211,10 +211,12 @@ def make_reflector(run: Run, name: str, folder: Path, provenance: dict, reflecto
     measured = measured_errors(
         score_sequences(reflector, real["held-out"]), score_sequences(reflector, imagined["held-out"]), reflector.threshold.item()
     )
+    if measured["threshold"] > 1:
+        measured["never_stops"] = {"message": why_never(shortage), **(shortage or {})}
+        say(f"{name}: {why_never(shortage)}")
     if shortage:
-        measured["shortage"] = shortage | {"message": why_never(shortage)}
         more = f"{shortage['needed'] - shortage['failed']} more, by explore.episodes or calibrate.calibration_share"
-        say(f"{name}: {why_never(shortage)}; it takes {more}, or a larger calibrate.calibration.false_termination")
+        say(f"{name}: for a stop it takes {more}, or a larger calibrate.calibration.false_termination")
     write_json(folder / "errors.json", measured)
     save_model(folder, "reflector", reflector, provenance, cards.reflector(reflector, measured))
 

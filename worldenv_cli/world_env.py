@@ -102,10 +102,12 @@ class WorldEnv(gymnasium.vector.VectorEnv):
         """
         from .world_env_pretrained import parts  # which imports recipes, and those import this
 
-        simulator, reflector, config, pool = parts(run, round, device)
+        simulator, reflector, config, pool, rate = parts(run, round, device)
         if num_envs is not None:
             config = WorldEnvConfig.model_validate(config.model_dump() | {"rows": num_envs})
-        return cls(simulator, reflector, config, pool, render_mode=render_mode, autoreset_mode=autoreset_mode)
+        env = cls(simulator, reflector, config, pool, render_mode=render_mode, autoreset_mode=autoreset_mode)
+        env.metadata["render_fps"] = rate
+        return env
 
     def reset(self, *, seed: int | None = None, options: dict | None = None):
         self._check_open()

@@ -16,8 +16,8 @@ from .simulator.simulator import History, Simulator, history_until
 from .world_env import WorldEnvConfig
 
 
-def parts(run: str | Path, number: int | None, device: torch.device | str) -> tuple[Simulator, Reflector, WorldEnvConfig, list[History]]:
-    """(simulator, reflector, settings, where episodes may begin) of round `number`; see `WorldEnv.from_pretrained`."""
+def parts(run: str | Path, number: int | None, device: torch.device | str) -> tuple[Simulator, Reflector, WorldEnvConfig, list[History], float]:
+    """(simulator, reflector, settings, where episodes may begin, chunks a second) of round `number`; see `WorldEnv.from_pretrained`."""
     folder = resolve(run)
     if not (folder / "recipe.yaml").is_file():
         raise UserError(f"{run}: no recipe.yaml there, expected the folder of a run, or the Hub's owner/name of one that was pushed whole")
@@ -29,7 +29,8 @@ def parts(run: str | Path, number: int | None, device: torch.device | str) -> tu
         raise UserError(f"{run}: no models of round {number}; there are those of {', '.join(map(str, rounds))}")
     number = number or rounds[-1]
     simulator, reflector = (load_model(folder / name, kind, device=device) for name, kind in zip(models_of(number), ("simulator", "reflector")))
-    return simulator, reflector, recipe.world_env, _first_frames(folder, number, simulator.config.camera)
+    rate = recipe.env.control_hz / recipe.env.chunk
+    return simulator, reflector, recipe.world_env, _first_frames(folder, number, simulator.config.camera), rate
 
 
 def _first_frames(folder: Path, number: int, camera: str) -> list[History]:

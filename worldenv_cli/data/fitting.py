@@ -10,6 +10,7 @@ from .actions import ROUNDING, ActionScale
 from .layout import UNKNOWN, Episode
 from .outcomes import Label, counted, label
 from .reader import read_dataset, read_description
+from .sources.lerobot import described_by_us
 
 RARE = 0.01  # share of the action's numbers that may lie beyond the environment's range: the odd push of a hand, and not another unit
 LAG = 5  # steps after which a gripper has followed its command
@@ -23,7 +24,7 @@ def fitting_episodes(env, source: str, folder: Path, outcome: str | None) -> tup
     `env` is the recipe's environment section, `outcome` what the user says of episodes whose outcome is unknown. Raises UserError where the dataset
     was seen or moved otherwise than the environment.
     """
-    description, where = read_description(folder), f"ingest.source {source}"
+    description, action, where = read_description(folder), described_by_us(folder)["action"], f"ingest.source {source}"
     for field, (there, here) in env.compared(description).items():
         if there != here:
             raise UserError(f"{where}: {field} is {there}, but {here} in the recipe's env; record it again or change the recipe")
@@ -31,8 +32,8 @@ def fitting_episodes(env, source: str, folder: Path, outcome: str | None) -> tup
     lines = [
         f"camera {camera}: orientation not recorded, taken as the environment's" for camera in env.cameras if _turned_unknown(description, camera)
     ]
-    lines += _to_commands(env, where, description.get("action", {}), episodes)
-    lines += _to_gripper(env, where, description.get("action", {}), episodes)
+    lines += _to_commands(env, where, action, episodes)
+    lines += _to_gripper(env, where, action, episodes)
     for episode in episodes:
         if outcome is not None and episode.outcome == UNKNOWN:
             label(where, episode, Label(outcome == "success"))

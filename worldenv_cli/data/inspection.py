@@ -18,11 +18,15 @@ AT_LIMIT = 0.05  # share of steps at the smallest or largest value from which an
 
 @dataclass
 class Inspection:
-    """Facts as rows of (what, value); `frames` are the pictures of some episodes, for a contact sheet: [(caption, (N, H, W, 3) uint8)]."""
+    """Facts as rows of (what, value), each once; notes as rows of (kind, line), any number of a kind.
+
+    `frames` are the pictures of some episodes, for a contact sheet: [(caption, (N, H, W, 3) uint8)].
+    """
 
     facts: list[tuple[str, str]]
     tasks: list[tuple[str, int, str, str]]  # instruction, episodes, actions (min-median-max), success
     dimensions: list[tuple[str, str, str, str]]  # name, range, mean and deviation, remark
+    notes: list[tuple[str, str]] = field(default_factory=list)
     frames: list[tuple[str, np.ndarray]] = field(default_factory=list)
 
 
@@ -49,6 +53,8 @@ def inspect_source(source: Source, pictured: int = 4) -> Inspection:
         ("success", f"{counted([episode.outcome for _, episode in episodes])} ({source.outcome})"),
         ("action", source.action["meaning"]),
         *((("limits", f"{min(source.limits[0]):g} to {max(source.limits[1]):g}"),) if source.limits else ()),
+    ]
+    notes = [
         *(("note", note) for note in source.notes),
         *(("cannot be taken", f"{listed.name}: {listed.problem}") for listed, _ in episodes if listed.problem),
         *(("cannot be read", line) for line in [*bad, *dark]),
@@ -61,6 +67,7 @@ def inspect_source(source: Source, pictured: int = 4) -> Inspection:
         facts=facts,
         tasks=[_task(task, found) for task, found in by_task.items()],
         dimensions=_dimensions("action", source.action_names, actions) + _dimensions("state", source.state_names, states),
+        notes=notes,
         frames=frames,
     )
 
@@ -87,7 +94,11 @@ def print_inspection(found: Inspection, sheet: Path | None) -> None:
     from ..evaluation.video import contact_sheet
 
     console = Console()
-    tables = [(("", ""), found.facts), (("task", "episodes", "actions", "success"), found.tasks), (("", "range", "mean", ""), found.dimensions)]
+    tables = [
+        (("", ""), found.facts + found.notes),
+        (("task", "episodes", "actions", "success"), found.tasks),
+        (("", "range", "mean", ""), found.dimensions),
+    ]
     for headings, rows in tables:
         table = Table(*headings, box=None, header_style="bold", pad_edge=False, show_header=any(headings))
         for row in rows:

@@ -2,6 +2,7 @@
 
 import io
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -43,22 +44,33 @@ def room_for(where: str, count: int, height: int, width: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class VideoFacts:
-    """What a video file says of itself."""
+    """What a video file holds."""
 
     frames: int
-    rate: float  # frames a second
+    rate: float  # frames a second, on average
     height: int
     width: int
+    number: dict[int, int]  # {a frame's time in the stream's units: its number, in the order in which frames are shown}; empty where it has no times
 
 
 def video_facts(path: Path) -> VideoFacts:
     """Raises UserError where there is no whole video, or PyAV is missing."""
+    if not path.is_file():
+        raise UserError(f"{path}: missing; {AGAIN}")
+    status = path.stat()
+    return _video_facts(path, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _video_facts(path: Path, *_) -> VideoFacts:
     with _opened(path) as (container, stream):
-        frames = stream.frames or sum(1 for packet in container.demux(stream) if packet.size)
         rate = stream.average_rate or stream.base_rate
-        if not frames or not rate:
+        times = [packet.pts for packet in container.demux(stream) if packet.size and not packet.is_discard]
+        if not times or not rate:
             raise UserError(f"{path}: a video without frames; {AGAIN}")
-        return VideoFacts(frames, float(rate), stream.height, stream.width)
+        ordered = sorted(times) if None not in times and len(set(times)) == len(times) else []
+        number = {time: index for index, time in enumerate(ordered)}
+        return VideoFacts(len(times), float(rate), stream.height, stream.width, number)
 
 
 def video_frames(path: Path, numbers: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -69,31 +81,24 @@ def video_frames(path: Path, numbers: np.ndarray, height: int, width: int) -> np
     if numbers[-1] >= facts.frames:
         raise UserError(f"{path}: {facts.frames} frames, expected frame {numbers[-1]}; {AGAIN}")
     frames = room_for(str(path), len(numbers), height, width)
-    if not (numbers[0] > 0 and _decode(path, numbers, frames, facts.rate)) and not _decode(path, numbers, frames, None):
+    if not (facts.number and _decode(path, numbers, frames, facts.number)) and not _decode(path, numbers, frames, {}):
         raise UserError(f"{path}: ends before frame {numbers[-1]}; {AGAIN}")
     return frames
 
 
-def _decode(path: Path, numbers: np.ndarray, frames: np.ndarray, rate: float | None) -> bool:
-    """Fill `frames`; False where that fails. With a rate it begins at a key frame before the first one, which needs frames at even times."""
-    wanted = {int(number): row for row, number in enumerate(numbers)}
-    left, number = len(numbers), -1
+def _decode(path: Path, numbers: np.ndarray, frames: np.ndarray, known: dict[int, int]) -> bool:
+    """Fill `frames`; False where some were not found. With `known`, {time: number}, decoding begins at a key frame before the first one."""
+    rows = {int(number): row for row, number in enumerate(numbers)}
     with _opened(path) as (container, stream):
-        begin = float((stream.start_time or 0) * stream.time_base)
-        if rate is not None:
-            container.seek(int((begin + (numbers[0] - 0.5) / rate) / stream.time_base), stream=stream)
-        for frame in container.decode(stream):
-            if rate is None:
-                number += 1
-            else:
-                before, number = number, round((frame.time - begin) * rate)
-                if number != before + 1 and before >= 0 or before < 0 and number > numbers[0]:
-                    return False
-            if number in wanted:
-                frames[wanted[number]] = frame.to_ndarray(format="rgb24")
-                left -= 1
-                if not left:
-                    return True
+        if known and numbers[0] > 0:
+            time = next(time for time, number in known.items() if number == numbers[0])
+            container.seek(time, stream=stream)
+        for counted, frame in enumerate(container.decode(stream)):
+            row = rows.pop(known.get(frame.pts) if known else counted, None)
+            if row is not None:
+                frames[row] = frame.to_ndarray(format="rgb24")
+            if not rows:
+                return True
     return False
 
 

@@ -23,6 +23,7 @@ ROWS_A_BYTE = 8  # no table of recorded numbers packs more rows into a byte of i
 PACKED = 1000  # nor more bytes of numbers, from LARGE_TABLE on
 LARGE_TABLE = 2**30  # bytes, unpacked
 PICTURES_AT_ONCE = 16
+MOST_EPISODES = 1_000_000  # of a set, and as many tasks
 
 
 def read_json(path: Path, advice: str) -> dict:
@@ -62,9 +63,11 @@ def columns_of(path: Path) -> list[str]:
         return file.schema_arrow.names
 
 
-def read_table(path: Path, columns: list[str], optional: tuple[str, ...] = (), groups: list[int] | None = None) -> pa.Table:
-    """Some columns of a file, of all its row groups or of some."""
+def read_table(path: Path, columns: list[str], optional: tuple[str, ...] = (), groups: list[int] | None = None, most: int | None = None) -> pa.Table:
+    """Some columns of a file, of all its row groups or of some; `most` rows."""
     with opened_table(path) as file:
+        if most is not None and file.metadata.num_rows > most:
+            raise UserError(f"{path}: {file.metadata.num_rows:,} rows, expected {most:,} at most; do not trust this dataset")
         present = file.schema_arrow.names
         missing = sorted(set(columns) - set(present))
         if missing:
@@ -77,7 +80,7 @@ def read_table(path: Path, columns: list[str], optional: tuple[str, ...] = (), g
 
 def read_tasks(folder: Path) -> dict[int, str]:
     """{task_index: instruction}. LeRobot keeps the instructions in the index of a pandas frame, with or without a name."""
-    table = read_table(folder / TASKS, ["task_index"], ("task", "__index_level_0__"))
+    table = read_table(folder / TASKS, ["task_index"], ("task", "__index_level_0__"), most=MOST_EPISODES)
     if table.num_columns != 2:
         raise UserError(f"{folder / TASKS}: no instructions, expected them in the index; {AGAIN}")
     instructions = table.drop_columns("task_index").column(0)
@@ -87,7 +90,7 @@ def read_tasks(folder: Path) -> dict[int, str]:
 def read_rows(folder: Path, columns: tuple[str, ...] = (), optional: tuple[str, ...] = ()) -> list[dict]:
     """meta/episodes of version 3.0, a dict for each episode: which one, and those of the columns that are asked for."""
     paths = sorted(path for path in folder.glob("meta/episodes/*/*.parquet") if not path.name.startswith("."))
-    return [row for path in paths for row in read_table(path, ["episode_index", *columns], optional).to_pylist()]
+    return [row for path in paths for row in read_table(path, ["episode_index", *columns], optional, most=MOST_EPISODES).to_pylist()]
 
 
 def placed(folder: Path, template: str, values: dict[str, int | str], field: str, example: str) -> Path:

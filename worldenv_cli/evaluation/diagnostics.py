@@ -107,8 +107,8 @@ def reflector(values: dict) -> list:
             rows.append([name, auc, *errors, number(row.get("delay_steps")), number(row.get("ece")), str(row.get("n_episodes", NOTHING))])
         headers = ["episodes", "AUC", "false termination", "missed success", "delay, steps", "calibration error", "n"]
         note = "AUC with its 95% interval."
-        if values.get("shortage"):
-            note += f" {values['shortage']['message']}."
+        if values.get("never_stops"):
+            note += f" {values['never_stops']['message']}."
         elif known(values.get("threshold")):
             note += f" Errors and delay at the threshold {values['threshold']:.3g}."
         blocks.append(Table("Ranking, errors and calibration", headers, rows, note))

@@ -159,6 +159,8 @@ def agreement(rows: list[dict]) -> list:
         dots.append(Point(row["imagined"], row["real"], low if n else None, high if n else None, text, tasks.index(row["task"])))
     plot = Plot("Imagined and real success of the same checkpoint", agreement_plot(dots, ("imagined success", "real success")), tasks)
     plot.note = "Bars: 95% Wilson intervals of the real rate. On the dashed line the two agree."
+    if any("starts" in row for row in rows):
+        plot.note += " Imagined from the first frames of held-out exploration, played from the evaluation's starts."
 
     imagined, real = [row["imagined"] for row in rows], [row["real"] for row in rows]
     gaps = [x - y for x, y in zip(imagined, real, strict=True)]

@@ -154,6 +154,7 @@ def _report(run: Run) -> dict:
     ]
     pairs += [("SFT", "post-trained offline, 1 round")]
     imagined = _read(run, "eval/imagined/imagined.json") if _shown(run, "eval/imagined") else {"arms": {}, "n": 0}
+    times = run.times
     rounds = [read_gate(run, n) | read_updates(run, n) for n in range(1, config.rounds + 1)]
     accepted = _read(run, "post-trained/acceptance.json")
     last_simulator, last_reflector = models_of(config.rounds)
@@ -163,8 +164,8 @@ def _report(run: Run) -> dict:
         "name": recipe.name,
         "recipe": resolved_yaml(recipe),
         "versions": versions,
-        "wall_seconds": {stage: values["seconds"] for stage, values in run.times.items()},
-        "peak_memory_gb": max((values["peak_memory_gb"] for values in run.times.values()), default=None),
+        "wall_seconds": {stage: values["seconds"] for stage, values in times.items()},
+        "peak_memory_gb": max((values["peak_memory_gb"] for values in times.values()), default=None),
         "protocol": _protocol(recipe),
         "tasks": tasks,  # of every outcome below
         "arms": rows,
@@ -194,7 +195,8 @@ def _agreement(imagined: dict, found: dict[str, dict], tasks: list[str]) -> list
         real = by_task(tasks[:same], np.array(found[name]["outcomes"])[:same])
         for task, value in values.items():
             counts = real[task]
-            rows.append({"checkpoint": name, "task": task, "imagined": value, "real": counts["successes"] / counts["n"], "n": counts["n"]})
+            row = {"checkpoint": name, "task": task, "imagined": value, "real": counts["successes"] / counts["n"], "n": counts["n"]}
+            rows.append(row | ({"starts": imagined["starts"]} if "starts" in imagined else {}))
     return rows
 
 

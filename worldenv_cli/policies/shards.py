@@ -124,6 +124,7 @@ def tensors_in(path: Path, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]
 
 
 def checked(tensor: Tensor, name: str, path: Path) -> Tensor:
-    if tensor.is_floating_point() and not tensor.isfinite().all():
+    """`tensor`, looked at in parts of 16 million numbers so that little memory is needed. Raises UserError where one of them is not finite."""
+    if tensor.is_floating_point() and not all(part.isfinite().all() for part in tensor.flatten().split(2**24)):
         raise UserError(f"{path}: {name} holds values that are not finite (NaN or infinite): a policy with it cannot act; use an earlier checkpoint")
     return tensor

@@ -83,7 +83,7 @@ def _check_imagined(**values: np.ndarray) -> None:
     for name, numbers in values.items():
         if not np.isfinite(numbers).all():
             model = "simulator" if name == "states" else "reflector"
-            raise UserError(f"imagined {name} are not finite: the {model} is damaged or was given what is; make it again, or download it again")
+            raise UserError(f"imagined {name} are not finite: the {model} is damaged; make it again or download it again")
 
 
 def _stacked(observations: list[Observation]) -> Observation:

@@ -26,8 +26,10 @@ def measured_errors(real: Sequence[Scored], imagined: Sequence[Scored], threshol
     }
 
 
-def why_never(shortage: dict) -> str:
-    """One sentence of `train.calibrate`'s shortage of failed episodes."""
+def why_never(shortage: dict | None) -> str:
+    """One sentence about a threshold above 1, by `train.calibrate`'s shortage of failed episodes."""
+    if shortage is None:
+        return "It never stops an episode: it is certain of the success of too many failed calibration episodes"
     failed, needed, share = shortage["failed"], shortage["needed"], shortage["false_termination"]
     promise = f"{needed} are needed to promise that it stops {100 * share:g}% of failures at most"
     return f"It never stops an episode: {failed} failed calibration episodes, {promise}"

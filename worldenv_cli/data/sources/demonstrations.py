@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import UserError
+from ..layout import check_finite
 from . import frames, hdf5
 from .rewards import Outcomes
 from .source import SourceConfig
@@ -20,7 +21,7 @@ from .source import SourceConfig
 ACTION = "actions"
 MOST_NAMES = 2**16  # of one array's numbers, before the array itself was measured
 BEYOND = 1 + 1e-3  # single commands beyond 1 are clipped by a controller whose input ends there ...
-OFTEN = 0.1  # ... but where so many of the steps lie beyond it, the numbers are no such input
+OFTEN = 0.5  # ... but where so many of the steps lie beyond it, the numbers are no such input
 
 
 @contextmanager
@@ -59,12 +60,20 @@ def action_columns(config: SourceConfig) -> list[str]:
 
 def numbers(demo, config: SourceConfig, where: str) -> dict:
     """What `Demonstration` says of actions and rewards."""
+    if not config.action and len(hdf5.dataset(demo, ACTION, where).shape) != 2:
+        found = hdf5.dataset(demo, ACTION, where).shape
+        raise UserError(f"{where}, {ACTION}: shape {found}, expected a row of numbers for each step; choose with --action")
     actions = hdf5.rows(demo, action_columns(config), where)
+    rewards = hdf5.array(demo, "rewards", where) if hdf5.has(demo, "rewards", where) else None
+    if rewards is not None and rewards.size != len(actions):
+        raise UserError(
+            f"{where}, rewards: shape {rewards.shape}, expected one number for each of {len(actions)} actions; tell outcomes with --success"
+        )
     return {
         "steps": len(actions),
         "action_size": actions.shape[1],
         "beyond": float((np.abs(actions) > BEYOND).any(1).mean()) if len(actions) else 0.0,
-        "rewards": hdf5.array(demo, "rewards", where) if hdf5.has(demo, "rewards", where) else None,
+        "rewards": rewards,
     }
 
 
@@ -121,6 +130,14 @@ def colour_names(observations, where: str, endings: tuple[str, ...]) -> dict[str
 def other_pictures(observations, where: str) -> list[str]:
     """One line for each array that looks like a camera's and is none of colours."""
     return [f"{name} is left aside: {frames.no_picture(name)}" for name in hdf5.names(observations, where) if frames.no_picture(name)]
+
+
+def as_float32(where: str, name: str, values: np.ndarray) -> np.ndarray:
+    """(rows, numbers) finite numbers, also in half the bits."""
+    with np.errstate(over="ignore"):
+        values = values.astype(np.float32)
+    check_finite(where, name, values)
+    return values
 
 
 def named_by_user(config: SourceConfig) -> Outcomes | None:

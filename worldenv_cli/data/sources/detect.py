@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ...errors import UserError
 from . import hdf5
-from .rlds import versions
+from .rlds_files import versions
 
 OTHERS = {"observations": "ALOHA's layout", "observation": "DROID's raw layout", "root": "another layout"}
 

@@ -44,9 +44,10 @@ def _numbers(camera: ElementTree.Element, key: str, count: int, where: str) -> n
     return numbers
 
 
-def robosuite_camera(found: dict, where: str) -> dict[str, list]:
+def robosuite_camera(found, where: str) -> dict[str, list]:
     """robomimic's `camera_info` of one camera in the same form; its extrinsics are camera -> world, axes as here."""
-    matrices = {}
+    matrices: dict[str, np.ndarray] = {}
+    found = found if isinstance(found, dict) else {}
     for key, size in (("intrinsics", 3), ("extrinsics", 4)):
         try:
             matrix = np.array(found[key], dtype=float)

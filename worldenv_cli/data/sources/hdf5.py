@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import zlib
 from collections.abc import Iterator, Sequence
@@ -99,8 +100,9 @@ def has(parent, name: str, where: str) -> bool:
 
 
 def names(parent, where: str) -> list[str]:
+    """Of a group's members; those that are not UTF-8 come as Python's file names do, and cannot be opened."""
     with reading(where):
-        return sorted(parent)
+        return sorted(os.fsdecode(name) for name in parent)
 
 
 def member(parent, path: str, where: str, followed: int = 0):

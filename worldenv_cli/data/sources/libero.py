@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import UserError
-from ..layout import Episode, check_finite
+from ..layout import Episode
 from . import demonstrations, hdf5
 from .alignment import observed_after
 from .demonstrations import Demonstration, action_columns, are_inputs, left_out
@@ -249,8 +249,7 @@ def _read(listed: Listed, cameras, config: SourceConfig, outcomes: Outcomes) -> 
     if length < 2 + after:
         why = ": the first one has no picture before it" if after else ", with a picture before and after an action"
         raise UserError(f"{where}: {length} steps, expected {'three' if after else 'two'} at least{why}; leave it out")
-    check_finite(where, "actions", actions)
-    check_finite(where, "state", states)
+    actions, states = demonstrations.as_float32(where, "actions", actions), demonstrations.as_float32(where, "state", states)
     success, info = outcomes.of(where, told[outcomes.column][int(after) :] if told else None, length)
     played, before = (actions[1:], actions[:-1]) if after else (actions[:-1], actions[[0, *range(length - 2)]])
     kept = _kept(played, before, where) if config.drop_no_ops else np.arange(length)
@@ -258,12 +257,12 @@ def _read(listed: Listed, cameras, config: SourceConfig, outcomes: Outcomes) -> 
     mirror = slice(None, None, -1 if found.facts.is_libero else None)
     return Episode(
         frames={camera: np.ascontiguousarray(pictures[kept][:, turn, mirror]) for camera, pictures in shown.items()},
-        states=states[kept].astype(np.float32),
-        actions=played[kept[1:] - 1].astype(np.float32),
+        states=states[kept],
+        actions=played[kept[1:] - 1],
         success=np.append(success[kept[:-1]], success[-1]),
         instruction=listed.instruction,
         info={"task": listed.instruction, "source": "libero", "steps": kept.tolist() if config.drop_no_ops else None, **info},
-        last_action=None if after else actions[-1].astype(np.float32),
+        last_action=None if after else actions[-1],
     )
 
 

@@ -5,9 +5,7 @@ action t, so the last action, whose outcome nobody saw, is left out. Rate, robot
 """
 
 import io
-import json
 import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,15 +17,14 @@ from ...errors import UserError
 from ..layout import Episode, check_finite
 from ..pictures import decoded, room_for
 from . import frames
-from .demonstrations import left_out
+from .demonstrations import BEYOND, OFTEN, left_out
 from .libero import ACTION_NAMES, LIBEROS, MEANING
 from .rewards import Outcomes, by_rewards
 from .rlds_features import Feature, numbers, step_features
+from .rlds_files import episodes_that_are_missing, shards_of, version_of
 from .source import LARGEST, MIRRORED, Listed, Source, SourceConfig
 from .tfrecord import Values, read_record, records
 
-SHARD = re.compile(r"(?P<dataset>.+)-(?P<split>\w+)\.tfrecord(?:-(?P<number>\d+)-of-(?P<count>\d+))?")
-VERSION = re.compile(r"\d+(\.\d+)*")
 INSTRUCTIONS = ("language_instruction", "natural_language_instruction", "instruction", "task")
 EVERY_STEP = ("is_first", "is_last", "is_terminal", "reward")  # flags that tensorflow-datasets' episodes have for each step
 LIBERO_NAME = re.compile(r"libero|liber_o10", re.IGNORECASE)  # the second is OpenVLA's own spelling
@@ -46,9 +43,9 @@ class _Columns:
 
 
 def open_rlds(path: Path, config: SourceConfig) -> Source:
-    folder, notes = _version(path)
+    folder, notes = version_of(path)
     features = step_features(folder)
-    shards = _shards(folder, config.filter_key, notes)
+    shards = shards_of(folder, config.filter_key, notes)
     state = [_numbers_called(name, ("observation/", ""), features, folder, "--state") for name in config.state or ("state",)]
     action = [_numbers_called(name, ("", "action/"), features, folder, "--action") for name in (config.action or "action").split(",")]
     cameras, aside = _cameras(features)
@@ -61,7 +58,7 @@ def open_rlds(path: Path, config: SourceConfig) -> Source:
     _measure_cameras(columns, missing, episodes[0])
     size = sum(features[name].width for name in action)
     libero = _is_libero(folder, shards, columns)
-    inputs = libero and beyond <= 0.1
+    inputs = libero and beyond <= OFTEN
     outcomes = _outcomes(config, features, rewards)
     notes += aside + _notes(folder, shards, episodes, libero, inputs)
     return Source(
@@ -82,55 +79,6 @@ def open_rlds(path: Path, config: SourceConfig) -> Source:
         unusable_cameras=missing,
         notes=notes,
     )
-
-
-# Where it lies
-
-
-def versions(path: Path) -> list[Path]:
-    """The folders with a features.json: the path itself, or one or two below it. What tensorflow-datasets did not finish has other names."""
-    if (path / "features.json").is_file():
-        return [path]
-    for pattern in ("*", "*/*"):
-        found = [folder for folder in path.glob(pattern) if VERSION.fullmatch(folder.name) and (folder / "features.json").is_file()]
-        if found:
-            return sorted(found, key=lambda folder: [int(part) for part in folder.name.split(".")])
-    return []
-
-
-def _version(path: Path) -> tuple[Path, list[str]]:
-    """(the path itself, or its only or newest version, notes)."""
-    found = versions(path)
-    if not found:
-        raise UserError(f"{path}: no features.json there or in a folder <version> below, expected a tensorflow-datasets folder; check the path")
-    names = sorted({folder.parent for folder in found})
-    if len(names) > 1:
-        raise UserError(f"{path}: several datasets, expected one; give one of {[name.relative_to(path).as_posix() for name in names]}")
-    return found[-1], [f"version {found[-1].name}, the newest of {len(found)}"] if len(found) > 1 else []
-
-
-def _shards(folder: Path, split: str | None, notes: list[str]) -> list[Path]:
-    found = [path for path in sorted(folder.iterdir()) if ".tfrecord" in path.name and not path.name.startswith(".")]
-    shards = {path: match for path in found if (match := SHARD.fullmatch(path.name))} or {path: None for path in found}
-    if not shards:
-        other = next((path.name for path in sorted(folder.iterdir()) if ".array_record" in path.name or ".riegeli" in path.name), None)
-        told = f"found {other}: write the dataset again with file_format='tfrecord'" if other else "expected the shards beside features.json"
-        raise UserError(f"{folder}: no .tfrecord files; {told}")
-    wrong = next((path for path in shards if not path.is_file()), None)
-    if wrong:
-        raise UserError(f"{wrong}: not a file, expected a shard of TFRecords")
-    counts = Counter(match["split"] if match else "" for match in shards.values())
-    if split is not None:
-        if split not in counts:
-            raise UserError(f"{folder}: no split {split!r}, found {sorted(counts)}; choose one of them with --filter-key")
-        shards = {path: match for path, match in shards.items() if match and match["split"] == split}
-    elif len(counts) > 1:
-        notes.append(f"splits {' and '.join(sorted(counts))}, all of them taken; one alone with --filter-key")
-    for name in dict.fromkeys(match["split"] for match in shards.values() if match):
-        declared = {int(match["count"]) for match in shards.values() if match and match["split"] == name and match["count"]}
-        if declared and max(declared) > counts[name]:
-            notes.append(f"{counts[name]} of {max(declared)} shards of the split {name} lie there: those are taken")
-    return list(shards)
 
 
 # What is read
@@ -204,17 +152,28 @@ def _listed(shards: Sequence[Path], columns: _Columns, config: SourceConfig) -> 
                     name = f"{shard.name}: episode {number}"
                     example = read_record(shard, offset, length)
                     actions = _action(example, columns, f"{shard.parent}/{name}")
+                    _state(example, columns, f"{shard.parent}/{name}")
                     instruction, problem = _instruction(example, columns, config)
                     episodes.append(Listed(name, instruction, len(actions), (shard, offset, length), problem))
-                    reward = example.get("steps/reward")
-                    rewards += [reward] if isinstance(reward, np.ndarray) else []
-                    beyond += int((np.abs(actions) > 1 + 1e-3).any(1).sum())
+                    rewards += _rewards(example, f"{shard.parent}/{name}")
+                    beyond += int((np.abs(actions) > BEYOND).any(1).sum())
                     steps += len(actions)
     return episodes, rewards, beyond / max(1, steps), unusable
 
 
+def _rewards(example: dict[str, Values], where: str) -> list[np.ndarray]:
+    found = example.get("steps/reward")
+    if isinstance(found, list) and found:
+        raise UserError(f"{where}, reward: text, expected numbers; tell outcomes with --success")
+    return [] if found is None else [np.asarray(found)]
+
+
 def _action(example: dict[str, Values], columns: _Columns, where: str) -> np.ndarray:
     return _side_by_side(example, columns.action, columns.features, where)
+
+
+def _state(example: dict[str, Values], columns: _Columns, where: str) -> np.ndarray:
+    return _side_by_side(example, columns.state, columns.features, where)
 
 
 def _side_by_side(example: dict[str, Values], names: Sequence[str], features: dict[str, Feature], where: str) -> np.ndarray:
@@ -263,27 +222,10 @@ def _notes(folder: Path, shards: Sequence[Path], episodes: Sequence[Listed], lib
     if libero:
         notes = [f"LIBERO's by its name: {LIBEROS['control_hz']} Hz, {LIBEROS['robot']}, pictures {MIRRORED}"]
         if not inputs:
-            notes.append("more than a tenth of the actions lies beyond [-1, 1]: they are no inputs of LIBERO's controller, and taken as recorded")
+            notes.append("most actions lie beyond [-1, 1]: they are no inputs of LIBERO's controller, and taken as recorded")
     else:
         notes = ["rate, robot, orientation and the gripper's direction are not recorded in RLDS datasets"]
-    return notes + _missing_episodes(folder, shards, episodes)
-
-
-def _missing_episodes(folder: Path, shards: Sequence[Path], episodes: Sequence[Listed]) -> list[str]:
-    """Shards that end between two records look whole; dataset_info.json says how many there were."""
-    try:
-        splits = json.loads((folder / "dataset_info.json").read_bytes())["splits"]
-        declared = {split["name"]: [int(length) for length in split["shardLengths"]] for split in splits}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return []
-    notes, held = [], Counter(listed.key[0] for listed in episodes)
-    for shard in shards:
-        match = SHARD.fullmatch(shard.name)
-        lengths = declared.get(match["split"], []) if match else []
-        number = int(match["number"] or 0) if match else 0
-        if number < len(lengths) and held[shard] < lengths[number]:
-            notes.append(f"{shard.name}: {held[shard]} of the {lengths[number]} episodes that dataset_info.json lists")
-    return notes
+    return notes + episodes_that_are_missing(folder, shards, [listed.key[0] for listed in episodes])
 
 
 # One episode
@@ -293,13 +235,13 @@ def _read(listed: Listed, cameras: Sequence[str], columns: _Columns, outcomes: O
     shard, offset, length = listed.key
     where = f"{shard.parent}/{listed.name}"
     example = read_record(shard, offset, length)
-    actions, states = _action(example, columns, where), _side_by_side(example, columns.state, columns.features, where)
+    actions, states = _action(example, columns, where), _state(example, columns, where)
     count = len(actions)
     if count < 2:
         raise UserError(f"{where}: {count} steps, expected two at least, before and after an action; leave it out")
     told = example.get(name_in_record(outcomes.column)) if outcomes.column else None
     for name, values in {"state": states, **{name: example.get(name_in_record(name)) for name in (*EVERY_STEP, *columns.instructions)}}.items():
-        if values is not None and len(values) not in (0, count):
+        if values is not None and len(values) != count:
             raise UserError(f"{where}, {name}: {len(values)} rows for {count} steps; leave the episode out")
     last = actions[-1] if np.isfinite(actions[-1]).all() else None  # RLDS does not define the action of an episode's last step
     check_finite(where, ",".join(columns.action), actions[:-1])

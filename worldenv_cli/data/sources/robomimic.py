@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import UserError
-from ..layout import Episode, check_finite
+from ..layout import Episode
 from . import demonstrations, frames, hdf5
 from .demonstrations import Demonstration, action_columns, are_inputs, left_out
 from .geometry import robosuite_camera
@@ -56,7 +56,8 @@ def open_robomimic(path: Path, config: SourceConfig) -> Source:
         robot=first.settings.robot,
         state_names=first.state_names,
         action_names=controller.names if controller else _action_names(config, first.action_size),
-        action={"meaning": _meaning(first.settings, controller, config), "unit": controller.unit if controller else None},
+        action={"meaning": _meaning(first.settings, controller, config), "unit": controller.unit if controller else None}
+        | ({"absolute": True} if controller and controller.absolute else {}),
         cameras=_cameras(first, names),
         episodes=[Listed(f"{demo.file.name}: {demo.name}", demo.instruction, demo.steps, (demo,)) for demo in demos],
         read=lambda listed, cameras: _read(listed, cameras, config, outcomes),
@@ -235,7 +236,7 @@ def _notes(demos: Sequence[_Demo], controller: Controller | None, config: Source
     if not first.settings.is_robosuite:
         notes.append("env_args names no controller of robosuite's: orientation and gripper are unknown, and what the action's numbers mean")
     if action_columns(config) == [demonstrations.ACTION] and controller is None and not are_inputs(demos):
-        notes.append("more than a tenth of the actions lies beyond [-1, 1]: they are no normalized inputs of a controller, and taken as recorded")
+        notes.append("most actions lie beyond [-1, 1]: they are no normalized inputs of a controller, and taken as recorded")
     if config.state is None and len(first.settings.robots) > 1:
         notes.append(f"{len(first.settings.robots)} robots: the state holds {', '.join(first.state)}")
     return notes
@@ -253,23 +254,22 @@ def _read(listed: Listed, cameras: Sequence[str], config: SourceConfig, outcomes
         states = {name: _with_last(before, after, name, where) for name in found.state}
         told = demonstrations.outcome_column(demo, outcomes, config, where)
     steps, observed = hdf5.same_length(where, {"actions": actions} | told), hdf5.same_length(where, shown | states)
-    if observed - (after is not None) != steps:
-        raise UserError(f"{where}: {observed - (after is not None)} observations for {steps} actions; convert it again or leave it out")
     played = observed - 1  # without next_obs nobody saw what the last action led to
     if played < 1:
         raise UserError(f"{where}: {steps} steps, expected one at least with a picture after it; leave it out")
+    if observed - (after is not None) != steps:
+        raise UserError(f"{where}: {observed - (after is not None)} observations for {steps} actions; convert it again or leave it out")
     state = np.concatenate([values.reshape(observed, -1) for values in states.values()], 1)
-    check_finite(where, "actions", actions)
-    check_finite(where, "state", state)
+    actions, state = demonstrations.as_float32(where, "actions", actions), demonstrations.as_float32(where, "state", state)
     success, info = outcomes.of(where, told.get(outcomes.column), observed)
     return Episode(
         frames=shown,
-        states=state.astype(np.float32),
-        actions=actions[:played].astype(np.float32),
+        states=state,
+        actions=actions[:played],
         success=success,
         instruction=listed.instruction,
         info={"task": listed.instruction, "source": "robomimic", **info},
-        last_action=actions[-1].astype(np.float32) if after is None else None,
+        last_action=actions[-1] if after is None else None,
     )
 
 

@@ -20,7 +20,7 @@ class SourceConfig(Config):
     """What a source cannot say by itself, or says in several ways."""
 
     instruction: str | None = Field(None, description="of every episode, for sources that record none")
-    filter_key: str | None = Field(None, description="robomimic: only the demonstrations of this mask, such as train")
+    filter_key: str | None = Field(None, description="robomimic: only the demonstrations of this mask, RLDS: only this split, such as train")
     drop_no_ops: bool = Field(False, description="LIBERO: leave out steps that move nothing")
     state: tuple[str, ...] | None = Field(None, description="names in the source that make up observation.state, in this order")
     action: str | None = Field(None, description="name of the action in the source")
@@ -54,7 +54,7 @@ class Source:
     robot: str | None  # None: unknown
     state_names: list[str]
     action_names: list[str]
-    action: dict  # {"meaning", "unit": the physical size of 1 in each dimension of a normalized controller input, or None}; no scale in it
+    action: dict  # {"meaning", "unit": physical size of 1 of a normalized controller input, or None, "absolute": True for targets}; no scale in it
     cameras: dict[str, dict]  # {camera: {"orientation" (None: unknown), "size" [H, W], and intrinsics and extrinsics where known}}
     episodes: list[Listed]
     read: Callable[[Listed, Sequence[str]], Episode]

@@ -12,21 +12,19 @@ from ....errors import UserError
 from ...actions import ActionScale
 from ...layout import DESCRIPTION, UNKNOWN
 from ...pictures import AGAIN
-from ...tables import read_json
 from ..source import Listed, Source, SourceConfig
 from .episodes import Place, listed, places_of
-from .info import Feature, Info, cameras_of, config_columns, names_of, numbers_feature, picture_size, read_info
+from .info import Feature, Info, cameras_of, config_columns, described_by_us, names_of, numbers_feature, picture_size, read_info
 from .reader import Reader
 from .rows import Rows
 
-__all__ = ["open_lerobot"]
+__all__ = ["described_by_us", "open_lerobot", "open_stored"]
 
 
 def open_lerobot(path: Path, config: SourceConfig) -> Source:
     reader, info, episodes, unusable, left_out = _open(path, config)
     described = described_by_us(path)
-    action = described.get("action", {}) if reader.action == "action" else {}
-    known = described.get("cameras", {})
+    action = described["action"] if reader.action == "action" else {}
     return Source(
         format=f"lerobot {info.codebase_version}",
         path=path,
@@ -34,9 +32,10 @@ def open_lerobot(path: Path, config: SourceConfig) -> Source:
         robot=None if info.robot_type in (None, "", UNKNOWN) else info.robot_type,
         state_names=_unique([name for key, feature in reader.state.items() for name in names_of(key, feature)]),
         action_names=_unique(names_of(reader.action, reader.action_feature)),
-        action={"meaning": action.get("meaning", "as recorded by the source"), "unit": action.get("recorded_unit", _unit(action))},
+        action={"meaning": action.get("meaning", "as recorded by the source"), "unit": action.get("recorded_unit", _unit(action))}
+        | ({"absolute": True} if action.get("absolute") else {}),
         cameras={
-            camera: {"orientation": None, **known.get(camera, {}), "size": list(picture_size(feature))}
+            camera: {"orientation": None, **described["cameras"].get(camera, {}), "size": list(picture_size(feature))}
             for camera, (_, feature) in reader.cameras.items()
         },
         episodes=episodes,
@@ -62,11 +61,6 @@ def open_stored(path: Path) -> tuple[Reader, list[Listed]]:
     return reader, episodes
 
 
-def described_by_us(path: Path) -> dict:
-    """meta/worldenv.json, where there is one."""
-    return read_json(path / DESCRIPTION, "") if (path / DESCRIPTION).is_file() else {}
-
-
 def _open(path: Path, config: SourceConfig) -> tuple[Reader, Info, list[Listed], dict[str, str], list[str]]:
     info = read_info(path)
     state, action = config_columns(config)
@@ -87,7 +81,7 @@ def _open(path: Path, config: SourceConfig) -> tuple[Reader, Info, list[Listed],
             left_out.append(str(error))
     cameras, missing = _present(path, cameras, [place for place, _ in places], rows)
     described = described_by_us(path)
-    scale = ActionScale.described(described.get("action", {}) if action == "action" else {}, features[action].shape[0], str(path / DESCRIPTION))
+    scale = ActionScale.described(described["action"] if action == "action" else {}, features[action].shape[0], str(path / DESCRIPTION))
     reader = Reader(path, rows, {name: features[name] for name in state}, action, features[action], cameras, info.fps, config.success, scale)
     return reader, info, episodes, unusable | missing, left_out
 

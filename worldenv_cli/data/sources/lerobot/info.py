@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import BaseModel, BeforeValidator, Field, NonNegativeInt, PositiveInt, ValidationError
 
 from ....errors import UserError
-from ...layout import CAMERA, INFO
+from ...layout import CAMERA, DESCRIPTION, INFO
 from ...tables import read_json
 from ..source import LARGEST, SourceConfig, validated
 
@@ -16,6 +16,32 @@ VERSIONS = ("v2.0", "v2.1", "v3.0")
 ROW = 65_536  # numbers of a state or an action at most
 PICTURES = ("image", "video")
 CHANNELS = (1, 3, 4)  # grey, colours, colours and transparency
+
+
+class _Action(BaseModel):
+    names: list[str] = []
+    meaning: str = "as recorded by the source"
+    unit: list | None = None
+    recorded_unit: list | None = None
+    offset: list[float] | None = None
+    low: list[float] | None = None
+    high: list[float] | None = None
+    gripper: dict[str, int | float] | None = None
+    absolute: bool = False
+
+
+class _Described(BaseModel):
+    """What is needed of meta/worldenv.json, which a dataset of ours has."""
+
+    action: _Action = _Action()
+    cameras: dict[str, dict] = {}
+    closing_row: str | None = None
+
+
+def described_by_us(path: Path) -> dict:
+    """What meta/worldenv.json says of action, cameras and closing rows, what is unknown left out; nothing of a dataset without one."""
+    found = read_json(path / DESCRIPTION, "") if (path / DESCRIPTION).is_file() else {}
+    return validated(_Described, found, str(path / DESCRIPTION)).model_dump(exclude_none=True)
 
 
 def _rate(value: Any) -> Any:

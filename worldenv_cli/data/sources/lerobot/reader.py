@@ -1,8 +1,7 @@
 """One episode of a LeRobotDataset: its numbers, its pictures, each row with the one that was recorded with it, and what became of it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +36,6 @@ class Reader:
     fps: float | None
     success: str | None  # the column that the user names; else `outcome_column` of the file
     scale: ActionScale  # of a dataset of ours, by which its actions are stored
-    video_facts: object = field(default_factory=lambda: lru_cache(maxsize=4096)(video_facts))
 
     def read(self, listed: Listed, cameras: Sequence[str], *, stored: bool = False) -> Episode:
         """`stored` leaves the actions of a dataset of ours in its own [-1, 1] instead of in recorded units."""
@@ -131,7 +129,7 @@ class Reader:
         Timestamps say nothing of that where a recorder was late now and then, and sums of rounded durations drift; they are asked only where the
         video has other frames than rows.
         """
-        facts = self.video_facts(film.path)
+        facts = video_facts(film.path)
         if facts.frames == (film.together or count):
             return film.before + np.arange(count)
         if film.end is not None and abs((film.end - film.begin) * facts.rate - count) < 0.5:
