@@ -186,6 +186,7 @@ def test_several_members_are_written_each_and_the_card_says_which_is_for_what(hu
         assert read_json(resolve("me/two") / "members" / name / "config.json")["type"] == "pi0"
     card = pushed_files(hub, "models/me/two")["README.md"].decode()
     assert "| push it | `members/start` |" in card and "| lift the lid | `members/tuned` |" in card and "base_model: lab/pi0\n" in card
+    assert "library_name: worldenv\n" in card
 
 
 @pytest.mark.parametrize("choice, default", [({"a": "none"}, "tuned"), ({"a": "tuned"}, "none"), ({}, None), ({"a": ["tuned"]}, "tuned")])

@@ -100,7 +100,7 @@ def chosen_policy(what: str, model, choice: dict[str, str], counts: dict[str, di
         [
             f"# Policy, {what}",
             "",
-            "Several policies as one; real episodes chose for each task: "
+            "Real episodes chose a policy for each task: "
             + ", ".join(f"{name} ({size:,} parameters)" for name, size in members.items())
             + f". Another wording is played as the nearest instruction below; one that is near none {_unknown(model.default)}.",
             "",
@@ -117,7 +117,7 @@ def chosen_policy(what: str, model, choice: dict[str, str], counts: dict[str, di
 
 
 def _unknown(default: str | None) -> str:
-    return "is refused" if default is None else f"by {default}"
+    return "is refused" if default is None else f"is played by {default}"
 
 
 def _acting(instruction: str) -> list[str]:

@@ -58,9 +58,11 @@ def complete(
         data.base_model = base_model or data.base_model or _repository(checkpoint)
         data.datasets = list(datasets) or data.datasets or _demonstrations(run)
         data.tags = list(dict.fromkeys([*(data.tags or ()), PAPER]))
-        data.model_name, data.eval_results = repository.partition("/")[2], _results(folder, run) or None
+        if results := _results(folder, run):
+            data.model_name, data.eval_results = repository.partition("/")[2], results
     if merged is not None:
-        data.library_name = merged.library or data.library_name
+        if merged.library and not merged.choice:  # several policies lie in folders, which other libraries do not look into
+            data.library_name = merged.library
         card.text = card.text.rstrip() + "\n\n" + "\n".join(_about(merged, repository)) + "\n"
     outgoing.put(CARD, str(card))
 

@@ -20,7 +20,7 @@ from .hub import REFERENCE
 from .progress import say
 from .provenance import CARD, PROVENANCE, recorded_files, total_hash, verify
 
-OF_A_RUN = ("config.json", "recipe.yaml", "eval.json", "report.html", "timing.json", CARD)
+OF_A_RUN = ("config.json", "recipe.yaml", "eval.json", "bench.json", "report.html", "timing.json", CARD)
 STAYING = re.compile(r"(^|/)(\..*|metrics)(/|$)|\.lock$|\.log$")  # hidden, or of interest here alone: not even mentioned
 TEXT = (".json", ".jsonl", ".yaml", ".md", ".html", ".txt")
 SHOWN = 5  # names in a message
