@@ -195,7 +195,7 @@ def test_a_run_is_logged_and_its_refreshed_models_too(finished):
     """Everything that was said, with the time; how far the run is; the losses of models that were trained further."""
     lines = (finished.folder / "run.log").read_text().splitlines()
     said = [line[21:] for line in lines]
-    assert "sft: making it" in said and "artifact 2 of 26" in finished.said and all(line[:2] == "20" for line in lines)
+    assert "sft: making it" in said and "artifact 2 of 29" in finished.said and all(line[:2] == "20" for line in lines)
     assert any(line.startswith("SFT ") and "→ post-trained" in line for line in said)
     assert len(finished.said.splitlines()) < 150 and "Success by policy" not in finished.said
     for name in ("sft/model", "simulator/video", "rounds/2/simulator/video", "rounds/2/reflector/model"):

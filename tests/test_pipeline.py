@@ -159,7 +159,7 @@ def test_report_and_videos_are_there(finished, report):
 
     page = (finished.folder / "report.html").read_text()
     assert "post-trained" in page and COFFEE in page and len(page) > 5000
-    assert len(report["videos"]) == 4
+    assert len([video for video in report["videos"] if not video["failed"]]) == 4
     for video in report["videos"]:
         assert video["path"] in page
         with av.open(str(finished.folder / video["path"])) as container:
