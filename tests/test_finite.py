@@ -41,8 +41,10 @@ def test_a_model_with_such_weights_is_neither_written_nor_read(tmp_path, request
     with pytest.raises(UserError, match=rf"{TENSORS}: 1 of \d+ numbers in {name} are not finite; make it or download it again"):
         load_model(tmp_path, kind)
     model.load_state_dict(tensors)
+    (tmp_path / "again").mkdir()
     with pytest.raises(UserError, match=f"^the {kind}: 1 of .* in {name} are not finite; training went wrong"):
         save_model(tmp_path / "again", kind, model, {}, "# A model")
+    assert not (tmp_path / "again" / TENSORS).exists()
 
 
 def test_a_checkpoint_of_training_with_such_weights_is_passed_over(tmp_path):
