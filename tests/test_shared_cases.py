@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 CASES = Path(__file__).resolve().parents[2] / "shared" / "cases"
-FINE_TUNING = {"24", "25", "27", "28", "29", "30", "40"}  # of whole checkpoints: test_checkpoint_kinds.py holds what they show, in a fraction of the time
+# test_checkpoint_kinds.py holds what these show, without fine-tuning a whole checkpoint each time
+FINE_TUNING = {"24", "25", "27", "28", "29", "30", "40"}
 SMALL = [path for path in sorted(CASES.glob("[0-9][0-9]-*.py")) if path.name[:2] not in FINE_TUNING]
 
 
