@@ -8,9 +8,9 @@ import pytest
 from conftest import COFFEE
 
 from worldenv_cli.errors import UserError
-from worldenv_cli.pipeline import run_stages
 from worldenv_cli.recipe import load_recipe
 from worldenv_cli.shipped import SHIPPED, names, summary
+from worldenv_cli.stage_runner import run_stages
 
 MINIATURE = [
     "device=cpu",

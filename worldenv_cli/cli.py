@@ -416,7 +416,7 @@ def _run(
         from .recipe import load_recipe
 
         loaded = load_recipe(recipe, set or [])  # a mistake in it is told before torch is imported
-        from .pipeline import run_stages
+        from .stage_runner import run_stages
 
         folder = out or loaded.folder
         run_stages(loaded, folder, stages, dry_run=dry_run, force=force)
