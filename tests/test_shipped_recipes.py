@@ -37,6 +37,10 @@ MINIATURE = [
 ]
 
 
+def test_the_list_of_recipes_fits_a_terminal():
+    assert max(len(name) for name in names()) + 2 + max(len(summary(name)) for name in names()) <= 80
+
+
 @pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_recipes_load(path):
     recipe = load_recipe(path)

@@ -47,9 +47,9 @@ def ingest(
         if out is None:
             raise UserError("--out is missing: expected the folder of the dataset that is made from recorded data")
         chosen = {"demos_per_task": demos_per_task, "tasks": tasks, "cameras": camera_names(cameras), "resize": picture_size(resize)}
-        told = {"state": state, "action": action, "instruction": instruction, "filter_key": filter_key, "control_hz": control_hz}
-        told |= {"outcome": outcome, "success": success, "gripper": gripper, "drop_no_ops": drop_no_ops, "skip_bad": skip_bad}
-        opened, unopened = _opened(sources, format, told)
+        options = {"state": state, "action": action, "instruction": instruction, "filter_key": filter_key, "control_hz": control_hz}
+        options |= {"outcome": outcome, "success": success, "gripper": gripper, "drop_no_ops": drop_no_ops, "skip_bad": skip_bad}
+        opened, unopened = _opened(sources, format, options)
         selection = Selection(**chosen, seed=seed, video=video, skip_bad=skip_bad)
         ingest_sources(opened, out, selection, unopened=unopened, dry_run=dry_run, force=force)
 
@@ -76,12 +76,12 @@ def inspect(
 
         if sheet is not None:
             check_destination(sheet, "file", [Path(source) for source in sources])
-        told = {"state": state, "action": action, "instruction": instruction, "filter_key": filter_key, "control_hz": control_hz}
-        found = [inspect_source(source) for source in _opened(sources, format, told | {"outcome": outcome, "success": success})[0]]
+        options = {"state": state, "action": action, "instruction": instruction, "filter_key": filter_key, "control_hz": control_hz}
+        inspections = [inspect_source(source) for source in _opened(sources, format, options | {"outcome": outcome, "success": success})[0]]
         if json:
-            print_json([_facts(name, one, sheet) for name, one in zip(sources, found, strict=True)])
+            print_json([_facts(name, one, sheet) for name, one in zip(sources, inspections, strict=True)])
         else:
-            for one in found:
+            for one in inspections:
                 print_inspection(one, sheet)
 
 
@@ -109,7 +109,7 @@ def _is_recipe(name: str) -> bool:
     return name.endswith((".yaml", ".yml")) or (not Path(name).exists() and (SHIPPED / f"{name}.yaml").is_file())
 
 
-def _opened(sources: list[str], format: str | None, told: dict) -> tuple[list, list[str]]:
+def _opened(sources: list[str], format: str | None, options: dict) -> tuple[list, list[str]]:
     """(the sources of a command line, listed but not read; those that --skip-bad has left out, with the reasons)."""
     from pydantic import ValidationError
 
@@ -117,7 +117,7 @@ def _opened(sources: list[str], format: str | None, told: dict) -> tuple[list, l
     from ..hub import resolve
 
     try:
-        config = SourceConfig(**told | {"state": tuple(told["state"].split(",")) if told["state"] else None})
+        config = SourceConfig(**options | {"state": tuple(options["state"].split(",")) if options["state"] else None})
     except ValidationError as error:
         wrong = error.errors()[0]
         option = str(wrong["loc"][0]).replace("_", "-")
