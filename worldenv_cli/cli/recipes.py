@@ -25,7 +25,7 @@ def list_recipes():
     width = max(map(len, names()), default=0)
     for name in names():
         print(f"{name:{width}}  {summary(name)}")
-    print("\nworldenv recipes show NAME, copy NAME [FILE], explain [SETTING]; worldenv run NAME")
+    print("\nworldenv recipes show NAME | copy NAME | explain SETTING; worldenv run NAME")
 
 
 @recipes.command("show")
