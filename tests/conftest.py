@@ -132,7 +132,7 @@ def reflector(mini):
 @pytest.fixture(scope="session")
 def finished(mini, tmp_path_factory):
     """`worldenv run tests/mini.yaml`, done once: its folder and what it said."""
-    from worldenv_cli.pipeline import run_stages
+    from worldenv_cli.stage_runner import run_stages
 
     folder = tmp_path_factory.mktemp("runs") / "mini"
     said = io.StringIO()

@@ -319,7 +319,7 @@ def test_the_check_reads_no_weights(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("section", ["policy", "reflector"])
 def test_a_text_encoder_with_code_is_told_before_anything_is_made(tmp_path, mini, section):
-    from worldenv_cli.pipeline import run_stages
+    from worldenv_cli.stage_runner import run_stages
 
     (tmp_path / "encoder").mkdir()
     write_json(tmp_path / "encoder" / "config.json", {"model_type": "bert", "auto_map": {"AutoModel": "x.Y"}})

@@ -35,7 +35,7 @@ def calls(monkeypatch):
         if calls.error:
             raise calls.error
 
-    monkeypatch.setitem(sys.modules, "worldenv_cli.pipeline", types.SimpleNamespace(run_stages=run_stages))
+    monkeypatch.setitem(sys.modules, "worldenv_cli.stage_runner", types.SimpleNamespace(run_stages=run_stages))
     return calls
 
 
@@ -137,7 +137,7 @@ def test_eval_for_programs(monkeypatch, recipe, tmp_path):
         out.mkdir()
         (out / "eval.json").write_text(json.dumps(report | {"not measured": float("nan")}))
 
-    monkeypatch.setitem(sys.modules, "worldenv_cli.pipeline", types.SimpleNamespace(run_stages=run_stages))
+    monkeypatch.setitem(sys.modules, "worldenv_cli.stage_runner", types.SimpleNamespace(run_stages=run_stages))
     result = invoke("eval", recipe, "--real", "--json", "--out", str(tmp_path / "a"))
     assert json.loads(result.stdout) == report | {"not measured": None} and "evaluation: playing" in result.stderr
     result = invoke("eval", recipe, "--real", "--quiet", "--out", str(tmp_path / "b"))

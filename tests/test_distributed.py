@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 from together import STEPS, loss_of, problem
 
-from worldenv_cli.pipeline import run_stages
 from worldenv_cli.recipe import load_recipe
+from worldenv_cli.stage_runner import run_stages
 from worldenv_cli.training import train
 
 HERE = Path(__file__).parent

@@ -26,8 +26,8 @@ from worldenv_cli.envs.libero_tasks import SUITES, instruction
 from worldenv_cli.envs.starts import PURPOSES, evaluation_number, starts
 from worldenv_cli.envs.vector import RealVectorEnv
 from worldenv_cli.errors import UserError
-from worldenv_cli.pipeline import Run
 from worldenv_cli.recipe import load_recipe, resolved_yaml
+from worldenv_cli.stage_runner import open_run
 from worldenv_cli.stages import ingest
 
 SOUP = "pick_up_the_alphabet_soup_and_place_it_in_the_basket"
@@ -89,8 +89,8 @@ def test_recipes_name_their_environment(tmp_path):
 
 def test_where_a_run_is_played_is_no_setting_of_its_artifacts(tmp_path):
     here, there = recipe(tmp_path), recipe(tmp_path, "env.python=/there/python", "env.assets=/there/assets", "env.workers=1")
-    assert Run(here, tmp_path / "a").settings("env") == Run(there, tmp_path / "b").settings("env")
-    assert Run(here, tmp_path / "a").settings("env") != Run(recipe(tmp_path, "env.settle=0"), tmp_path / "b").settings("env")
+    assert open_run(here, tmp_path / "a").settings("env") == open_run(there, tmp_path / "b").settings("env")
+    assert open_run(here, tmp_path / "a").settings("env") != open_run(recipe(tmp_path, "env.settle=0"), tmp_path / "b").settings("env")
 
 
 def test_only_evaluations_have_recorded_starts():
@@ -120,7 +120,7 @@ def ingested(folder: Path):
 
 
 def test_demonstrations_are_those_of_a_source(tmp_path):
-    run = Run(recipe(tmp_path, f"ingest.source={ingested(tmp_path)}"), tmp_path / "run")
+    run = open_run(recipe(tmp_path, f"ingest.source={ingested(tmp_path)}"), tmp_path / "run")
     ingest(run)
     episodes = run.episodes("demonstrations")
     assert [(episode.info["task"], episode.states.shape[1], episode.actions.shape[1]) for episode in episodes] == [(SOUP, 8, 7)] * 2
@@ -132,7 +132,7 @@ def test_demonstrations_are_those_of_a_source(tmp_path):
 def test_without_a_source_it_is_told_at_once(tmp_path):
     for dry_run in (False, True):
         with pytest.raises(UserError, match="^ingest.source is not set, and LIBERO has no scripted experts; name a dataset"):
-            ingest(Run(recipe(tmp_path), tmp_path / "run", dry_run=dry_run))
+            ingest(open_run(recipe(tmp_path), tmp_path / "run", dry_run=dry_run))
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_without_a_source_it_is_told_at_once(tmp_path):
 )
 def test_a_source_that_does_not_fit_is_told(tmp_path, override, said):
     with pytest.raises(UserError, match=said):
-        ingest(Run(recipe(tmp_path, f"ingest.source={ingested(tmp_path)}", override), tmp_path / "run"))
+        ingest(open_run(recipe(tmp_path, f"ingest.source={ingested(tmp_path)}", override), tmp_path / "run"))
 
 
 # Parts

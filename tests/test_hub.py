@@ -19,7 +19,6 @@ from worldenv_cli.data.dataset import read_dataset
 from worldenv_cli.errors import UserError
 from worldenv_cli.hub import downloaded, resolve
 from worldenv_cli.models import load_model, save_model
-from worldenv_cli.pipeline import run_stages
 from worldenv_cli.policies.chosen import ChosenPolicy
 from worldenv_cli.policies.compact import CompactPolicy
 from worldenv_cli.policies.lora import AdaptedPolicy, LoraSettings
@@ -28,6 +27,7 @@ from worldenv_cli.provenance import write_provenance
 from worldenv_cli.push import push
 from worldenv_cli.reflector.compact import Reflector
 from worldenv_cli.simulator.simulator import Simulator
+from worldenv_cli.stage_runner import run_stages
 
 
 @pytest.fixture

@@ -71,7 +71,7 @@ def test_weights_that_were_never_downloaded_are_told_offline(hub, tmp_path, monk
 
 
 def test_a_wrong_name_is_told_before_anything_is_made(hub, tmp_path, mini):  # noqa: F811
-    from worldenv_cli.pipeline import run_stages
+    from worldenv_cli.stage_runner import run_stages
 
     for name, told in (("me/none", "me/none: .*check the name"), (str(tmp_path / "none"), "does not exist")):
         recipe = mini.model_copy(update={"policy": VLAConfig(model=name, **SHARED)})

@@ -7,9 +7,9 @@ import pytest
 from worldenv_cli.envs import vector
 from worldenv_cli.evaluation.sections import agreement
 from worldenv_cli.evaluation.stages import _agreement
-from worldenv_cli.pipeline import Run, run_stages
 from worldenv_cli.post_train.stages import _first_frames
 from worldenv_cli.recipe import load_recipe
+from worldenv_cli.stage_runner import open_run, run_stages
 
 OFFLINE = ("rounds=1", "probe=0", "resets=0", "validation=0")
 
@@ -54,9 +54,9 @@ def test_post_training_and_imagined_evaluation_open_no_environment(explored_run,
 def test_with_resets_it_is_opened(explored_run, no_environment, tmp_path):
     recipe, _ = explored_run
     with_resets = recipe.model_copy(update={"post_train": recipe.post_train.model_copy(update={"resets": 1})})
-    assert _first_frames(Run(recipe, tmp_path / "a", dry_run=True), 1) == []
+    assert _first_frames(open_run(recipe, tmp_path / "a", dry_run=True), 1) == []
     with pytest.raises(AssertionError, match="opened"):
-        _first_frames(Run(with_resets, tmp_path / "b", dry_run=True), 1)
+        _first_frames(open_run(with_resets, tmp_path / "b", dry_run=True), 1)
 
 
 def test_what_was_imagined_from_logged_frames_is_compared_with_all_real_starts_and_says_so():

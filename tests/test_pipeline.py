@@ -23,10 +23,10 @@ from worldenv_cli.cli import app
 from worldenv_cli.data.dataset import read_dataset, read_description
 from worldenv_cli.errors import UserError
 from worldenv_cli.models import load_model
-from worldenv_cli.pipeline import Run, run_stages
 from worldenv_cli.policies.chosen import ChosenPolicy
 from worldenv_cli.policies.lora import AdaptedPolicy
 from worldenv_cli.recipe import load_recipe
+from worldenv_cli.stage_runner import open_run, run_stages
 
 ACCEPTANCE = ["acceptance/sft", "acceptance/start", "acceptance/tuned", "acceptance/control"]
 DATASETS = ["demonstrations", "exploration", "rounds/1/probe", *ACCEPTANCE]
@@ -327,7 +327,7 @@ def test_stages_one_by_one_make_what_the_run_made(finished, mini, tmp_path, caps
 
 def test_a_dataset_is_read_once_and_again_when_it_was_made_again(finished, mini, tmp_path):
     shutil.copytree(finished.folder / "demonstrations", tmp_path / "demonstrations")
-    run = Run(mini, tmp_path)
+    run = open_run(mini, tmp_path)
     before = run.episodes("demonstrations")
     assert run.episodes("demonstrations") is before
     run.artifact("demonstrations", {}, {}, lambda folder, _: shutil.copytree(finished.folder / "exploration", folder, dirs_exist_ok=True))

@@ -10,8 +10,8 @@ from worldenv_cli import recipe_yaml
 from worldenv_cli.config import Config
 from worldenv_cli.envs.camera import CameraConfig
 from worldenv_cli.errors import UserError
-from worldenv_cli.pipeline import run_stages
 from worldenv_cli.recipe import Recipe, load_recipe, resolved_yaml
+from worldenv_cli.stage_runner import run_stages
 
 GOOD = """\
 name: tiny

@@ -327,6 +327,7 @@ def test_span_is_never_empty():
         assert low < high
     assert span([0.2, 0.4], (0.0, 1.0)) == (0.0, 1.0)
     assert span([2.0, 4.0], (0.0, 0.0)) == pytest.approx((0.0, 4.2))
+    assert span([0.0, 0.0], (0.0, 0.0))[0] == 0.0  # a share is never below it
 
 
 def test_a_line_breaks_where_nothing_was_measured():
@@ -352,6 +353,11 @@ def test_the_page_begins_with_what_came_out(page):
     places = [text.index(part) for part in parts]
     assert places == sorted(places)
     assert headline({"name": "bare"}) == "" and headline({"arms": [{"name": "SFT", "pooled": {"successes": 1, "n": 2}}]}) == ""
+
+
+def test_a_narrow_terminal_says_what_each_row_is_and_shows_no_empty_section():
+    lines = terminal(full_report() | {"curves": [{"name": "reflector", "step": [0, 20], "loss": [1.0, 0.5]}]}, 80).splitlines()
+    assert "1" not in lines and "round 1" in lines and "Learning curves" not in lines
 
 
 @pytest.mark.parametrize("width", [80, 100, 240])

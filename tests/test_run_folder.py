@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 from worldenv_cli.artifacts import Checkpoint, load_config, write_artifact
 from worldenv_cli.cli import app
 from worldenv_cli.errors import UserError
-from worldenv_cli.pipeline import Run
 from worldenv_cli.recipe import load_recipe
+from worldenv_cli.stage_runner import open_run
 
 CHAIN = {
     "demonstrations": (("env", "ingest"), {}),
@@ -30,7 +30,7 @@ STAGE = {"demonstrations": "ingest", "sft": "sft", "exploration": "explore"}
 
 def make(folder, *names, changes=(), force=False, text=None, fail=False):
     """Make some artifacts of the chain as the commands do, each with a text that says what it is, or another."""
-    run = Run(load_recipe(MINI, list(changes)), folder, force=force)
+    run = open_run(load_recipe(MINI, list(changes)), folder, force=force)
     run.check([STAGE[name] for name in names or CHAIN])
     done = []
     for name in names or CHAIN:
@@ -208,7 +208,7 @@ def test_a_dry_run_says_that_it_would_be_refused(run, capsys):
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"sft": 3, "exploration": {"seconds": "long"}}', "\0" * 20])
 def test_damaged_times_are_left_out(run, damage):
     (run / "timing.json").write_text(damage)
-    assert make(run) == [] and Run(load_recipe(MINI), run).times == {}
+    assert make(run) == [] and open_run(load_recipe(MINI), run).times == {}
     make(run, "exploration", force=True)
     assert json.loads((run / "timing.json").read_text()).keys() == {"exploration"}
 
@@ -270,7 +270,7 @@ def test_cut_off_at_any_change_of_the_folder_it_goes_on_and_nothing_is_lost(run,
 
 def test_a_readme_of_the_users_is_kept(run):
     (run / "README.md").write_text("my notes")
-    opened = Run(load_recipe(MINI), run)
+    opened = open_run(load_recipe(MINI), run)
     opened.keep_own_readme()
     assert [path.read_text() for path in run.glob(".replaced/*/README.md")] == ["my notes"]
     (run / "README.md").write_text("---\nlibrary_name: worldenv\n---\n")

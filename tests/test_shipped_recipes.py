@@ -8,9 +8,9 @@ import pytest
 from conftest import COFFEE
 
 from worldenv_cli.errors import UserError
-from worldenv_cli.pipeline import run_stages
 from worldenv_cli.recipe import load_recipe
 from worldenv_cli.shipped import SHIPPED, names, summary
+from worldenv_cli.stage_runner import run_stages
 
 MINIATURE = [
     "device=cpu",
@@ -35,6 +35,10 @@ MINIATURE = [
     "post_train.filter={steps: 2, batch: 4, scale_steps: 1, bf16: true}",
     "eval={starts: 1, imagined_starts: 1}",
 ]
+
+
+def test_the_list_of_recipes_fits_a_terminal():
+    assert max(len(name) for name in names()) + 2 + max(len(summary(name)) for name in names()) <= 80
 
 
 @pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.yaml")), ids=lambda path: path.stem)

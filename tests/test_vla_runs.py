@@ -9,8 +9,8 @@ from tiny_pi0 import write_pi0
 from tiny_smolvla import write_smolvla
 
 from worldenv_cli.models import load_model
-from worldenv_cli.pipeline import run_stages
 from worldenv_cli.recipe import load_recipe
+from worldenv_cli.stage_runner import run_stages
 
 MINI = Path(__file__).with_name("mini.yaml")
 FAMILIES = {

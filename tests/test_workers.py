@@ -18,7 +18,7 @@ from worldenv_cli.envs.metaworld import MetaWorldConfig
 from worldenv_cli.envs.rendering import choose_backend, probe
 from worldenv_cli.envs.vector import RESTARTS, RealVectorEnv
 from worldenv_cli.errors import UserError
-from worldenv_cli.pipeline import Run
+from worldenv_cli.stage_runner import open_run
 
 STARTS = [(COFFEE, 0), (DRAWER, 1), (COFFEE, 2)]
 CHUNKS = np.random.default_rng(0).uniform(-1, 1, (4, 3, 4, 4)).astype(np.float32)
@@ -239,4 +239,4 @@ def test_no_worker_outlives_its_caller(stopped):
 
 def test_the_time_limit_changes_no_artifact(mini, tmp_path):
     slow = mini.model_copy(update={"env": mini.env.model_copy(update={"worker_timeout": 600.0})})
-    assert Run(mini, tmp_path, dry_run=True).settings("env") == Run(slow, tmp_path, dry_run=True).settings("env")
+    assert open_run(mini, tmp_path, dry_run=True).settings("env") == open_run(slow, tmp_path, dry_run=True).settings("env")

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from .artifacts import content_hash
 from .atomic import read_json
@@ -18,6 +19,19 @@ class Declaration:
     settings: dict
     inputs: tuple[str, ...]
     command: str
+
+
+class Declarations(Protocol):
+    """What a recipe makes, stage by stage."""
+
+    def of(self, name: str) -> Declaration | None:
+        """None where no stage makes it. Raises UserError where that cannot be said."""
+
+    def of_stage(self, stage: str) -> dict[str, Declaration]:
+        """{artifact: declaration} of what a stage makes."""
+
+    def measured(self, stage: str) -> tuple[str, ...]:
+        """Artifacts that a stage uses and makes none from."""
 
 
 @dataclass(frozen=True)

@@ -129,7 +129,7 @@ OS_NUMBERS = {
 
 
 def os_error_message(error: BaseException) -> str | None:
-    """One line for an operating system's error that names a path, which is the user's to mend; None for any other error."""
+    """One line for an operating system's error that names a path, which is for the user to correct; None for any other error."""
     path = getattr(error, "filename", None)
     if not isinstance(error, OSError) or not path:
         return None

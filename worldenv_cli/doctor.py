@@ -54,7 +54,8 @@ def check_python() -> Check:
 def check_packages() -> list[Check]:
     """Every package that pyproject.toml asks for, by its version and whether that is in range. The tests' own tools are left out."""
     wanted = [(line, extra) for extra, lines in requirements().items() if extra != "test" for line in lines]
-    return [check_package(Requirement(line), extra) for line, extra in wanted]
+    checked = [(Requirement(line), extra) for line, extra in wanted]
+    return [check_package(requirement, extra) for requirement, extra in checked if requirement.name != "worldenv"]  # an extra may include another
 
 
 def check_package(requirement: Requirement, extra: str) -> Check:
@@ -90,7 +91,7 @@ def check_devices() -> list[Check]:
     except (ImportError, OSError) as error:
         return [Check("torch", False, f"cannot be imported: {error}", "install it again, see https://pytorch.org/get-started")]
     speed = gflops(torch.device("cpu"))
-    checks = [Check("CPU", True, f"{torch.get_num_threads()} threads of {os.cpu_count()} cores, {speed:.0f} GFLOPS (float32)")]
+    checks = [Check("CPU", True, f"{torch.get_num_threads()} of {os.cpu_count()} cores in use, {speed:.0f} GFLOPS (float32)")]
     if not torch.cuda.is_available():
         return [*checks, Check("CUDA", None, "no device", "the compact models do without; larger ones need a GPU")]
     for index in range(torch.cuda.device_count()):

@@ -2,7 +2,7 @@
 
 
 class UserError(Exception):
-    """A mistake the user can mend: one line that says what was found, where, what was expected and what to do.
+    """A mistake that the user can correct: one line that says what was found, where, what was expected and what to do.
 
     The command line prints it without a traceback and exits with code 2 (`--debug` shows the traceback).
     """

@@ -8,38 +8,31 @@ from functools import cached_property
 from pathlib import Path
 
 from . import distributed
-from .ancestry import Ancestry, Conflict, Declaration
+from .ancestry import Ancestry, Conflict, Declarations
 from .artifacts import Checkpoint, fingerprint, is_current, make_provenance
 from .atomic import staged
 from .data.dataset import Episode, read_dataset
 from .destination import check_destination
 from .errors import UserError
-from .locks import locked
-from .memory import keep_freed_memory
-from .progress import Metrics, logged, say, voice
+from .progress import Metrics, say
 from .recipe import Recipe
 from .remaining import Remaining
 from .run_folder import HOW_COMPUTED, RunFolder
-
-LOG = "run.log"  # in the folder of the run: everything that was said, with the time
-TOGETHER = ("ingest", "sft", "explore", "simulate", "calibrate", "post-train")  # stages in which all processes take part
-NO_PART_OF_A_RUN = ("bench", "bench-update", "compare")
-MEASURED = {"bench": ("sft", "simulator", "reflector")}  # artifacts that a stage uses and makes none from
-COMMANDS = {"eval-real": "eval --real", "compare": "simulate --compare", "bench-update": "bench --update"}  # of stages that are named otherwise
 
 
 class Run:
     """A recipe and the folder in which its artifacts lie. Stages call `artifact`; what they load is kept for the stages that follow.
 
-    Nothing is written before the first artifact is made. Raises UserError where the folder holds something else than a run.
+    `declarations` say what the recipe makes; `stage_runner.open_run` gives those of the stages. Nothing is written before the first artifact is made.
+    Raises UserError where the folder holds something else than a run.
     """
 
-    def __init__(self, recipe: Recipe, folder: Path, *, dry_run: bool = False, force: bool = False):
+    def __init__(self, recipe: Recipe, folder: Path, declarations: Declarations, *, dry_run: bool = False, force: bool = False):
         self.recipe, self.folder, self.dry_run, self.force = recipe, Path(folder), dry_run, force
         if distributed.first():
             check_destination(self.folder, "run", [Path(recipe.ingest.source)] if recipe.ingest.source else [])
-        self._declarations = _Declarations(recipe, self.folder)
-        self._ancestry = Ancestry(self.folder, self._declarations.of)
+        self._declarations = declarations
+        self._ancestry = Ancestry(self.folder, declarations.of)
         self._kept = RunFolder(self.folder, recipe)
         self._outdated: list[str] = []  # what another recipe made, to be set aside once the first artifact of this one is whole
         self._episodes: dict[str, list[Episode]] = {}
@@ -185,7 +178,7 @@ class Run:
             self._kept.check_name()
         made = [name for stage in stages for name in self._declarations.of_stage(stage)]
         for stage in stages:
-            for needed in MEASURED.get(stage, ()):
+            for needed in self._declarations.measured(stage):
                 self.require(needed, self._command(needed), stage)
         for name in made:
             declaration = self._declarations.of(name)
@@ -280,124 +273,3 @@ class Run:
     def write_result(self, name: str, value: dict) -> None:
         """A JSON file in the run's folder that is no artifact, such as bench.json."""
         self._kept.write(name, value)
-
-
-class _Declarations:
-    """What a recipe makes, from the stages themselves: they are called, as in a dry run, until the artifact that is asked for comes up."""
-
-    def __init__(self, recipe: Recipe, folder: Path):
-        self.recipe, self.folder = recipe, folder
-        self._by_stage: dict[str, dict[str, Declaration]] = {}
-        self._errors: list[UserError] = []
-
-    def of(self, name: str) -> Declaration | None:
-        """None where no stage makes it. Raises the UserError of a stage that could not say what it makes, where no other one makes it."""
-        for stage in stage_functions():
-            if name in self.of_stage(stage):
-                return self.of_stage(stage)[name]
-        if self._errors:
-            raise self._errors[0]
-        return None
-
-    def of_stage(self, stage: str) -> dict[str, Declaration]:
-        """{artifact: declaration}; none for a stage that this recipe cannot run, which says so itself when it is run."""
-        if stage not in self._by_stage:
-            listener = _Listener(self.recipe, self.folder, COMMANDS.get(stage, stage))
-            try:
-                if stage not in ("bench", "bench-update"):
-                    stage_functions()[stage](listener)
-            except UserError as error:
-                listener.declared.clear()
-                self._errors.append(error)
-            self._by_stage[stage] = listener.declared
-        return self._by_stage[stage]
-
-
-class _Listener(Run):
-    """Stages tell it what they would make."""
-
-    def __init__(self, recipe: Recipe, folder: Path, command: str):
-        self.recipe, self.folder, self.dry_run, self.force, self.command = recipe, folder, True, False, command
-        self.declared: dict[str, Declaration] = {}
-
-    def artifact(self, name: str, settings: dict, inputs: dict[str, str], make: Callable[[Path, dict], None], *, together: bool = False) -> None:
-        self.declared[name] = Declaration(settings, tuple(inputs), self.command)
-
-
-def stage_functions() -> dict[str, Callable[[Run], None]]:
-    """{stage: its function}, in order."""
-    from . import stages as available
-    from .bench import bench
-    from .bench_update import bench_update
-    from .evaluation.stages import evaluate_imagined, evaluate_real
-    from .post_train.stages import post_train
-
-    return {
-        "ingest": available.ingest,
-        "sft": available.sft,
-        "explore": available.explore,
-        "simulate": available.simulate,
-        "calibrate": available.calibrate,
-        "post-train": post_train,
-        "eval": evaluate_imagined,
-        "eval-real": evaluate_real,
-        "bench": bench,
-        "bench-update": bench_update,
-        "compare": available.compare,
-    }
-
-
-def run_stages(recipe: Recipe, out: Path, stages: list[str] | None = None, *, dry_run: bool = False, force: bool = False) -> None:
-    """Run some stages by name, or all of them in order."""
-    from .post_train.stages import check_cameras
-    from .stages import check_policy, estimate
-
-    keep_freed_memory()
-    stages = stages or [stage for stage in stage_functions() if stage not in NO_PART_OF_A_RUN]
-    if "post-train" in stages:
-        check_cameras(recipe)
-    check_policy(recipe, stages)
-    run = Run(recipe, out, dry_run=dry_run, force=force)
-    if recipe.device == "cuda":
-        run.device  # noqa: B018 - one that is not there is told before anything is made
-    if dry_run:
-        estimate(run)
-        try:
-            run.check(stages)
-        except UserError as error:
-            say(f"as things are, this would be refused: {error}")
-        _run(run, stages)
-        return
-    if not distributed.first():
-        _run(run, stages)
-        return
-    run.check(stages)  # before the lock, because a refused command changes nothing
-    with locked(run.folder, "run"), logged(run.folder / LOG):
-        run.check(stages)  # and after it: another process may have been at work
-        if not set(stages) & set(NO_PART_OF_A_RUN):
-            run.remaining = _remaining(run, stages)
-        _run(run, stages)
-
-
-def _remaining(run: Run, stages: list[str]) -> Remaining:
-    """What the stages are going to make, by a dry run of them."""
-    planning = Run(run.recipe, run.folder, dry_run=True, force=run.force)
-    functions = stage_functions()
-    with voice("quiet"), logged(None):
-        for name in stages:
-            functions[name](planning)
-    return Remaining(planning.plan, {name: values["seconds"] for name, values in run.times.items()})
-
-
-def _run(run: Run, stages: list[str]) -> None:
-    functions = stage_functions()
-    try:
-        for name in stages:
-            if distributed.count() == 1 or name in TOGETHER:
-                functions[name](run)
-            elif distributed.first():
-                with run.alone():
-                    functions[name](run)
-            distributed.wait()
-    finally:
-        run.close()

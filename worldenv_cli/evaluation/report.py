@@ -191,7 +191,7 @@ def print_tables(report: dict, console: "Console | None" = None) -> None:
     if headline(report):
         console.print(Text(headline(report), style="bold"))
     for section in sections(report):
-        if not section.key:
+        if not section.key or not any(isinstance(block, (str, Table)) for block in section.blocks):
             continue
         console.print(Text(f"\n{section.title}", style="bold"))
         for block in section.blocks:
@@ -233,8 +233,10 @@ def _print_records(console: "Console", table: Table) -> None:
     margin = max(map(len, table.headers[1:]), default=0)
     margin = min(margin, 36)
     for first, *cells in table.rows:
-        console.print(Text(" ".join(_lines(first)), style="bold"))
+        name = " ".join(_lines(first))
+        console.print(Text(f"{table.headers[0]} {name}" if is_number(first) else name, style="bold"))
         for header, cell in zip(table.headers[1:], cells, strict=True):
             console.print(Text(f"  {header:{margin}}  {'  '.join(line for line in _lines(cell) if line)}"))
     if table.note:
         console.print(Text(table.note, style="dim"))
+    console.print()

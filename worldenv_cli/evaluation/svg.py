@@ -71,7 +71,7 @@ def span(values: Sequence[float | None], at_least: tuple[float, float] | None = 
     numbers = [value for value in values if known(value)] + list(at_least or ())
     low, high = (min(numbers), max(numbers)) if numbers else (0.0, 1.0)
     if high - low < 1e-6 * max(abs(low), abs(high), 1e-6):  # as good as equal: no ticks would lie between them
-        low, high = low - (0.5 * abs(low) or 0.5), high + (0.5 * abs(high) or 0.5)
+        low, high = low if at_least else low - (0.5 * abs(low) or 0.5), high + (0.5 * abs(high) or 0.5)
     air = 0.05 * (high - low)
     inside = at_least or (math.inf, -math.inf)
     return (low if low >= inside[0] else low - air, high if high <= inside[1] else high + air)

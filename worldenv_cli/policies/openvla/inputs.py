@@ -36,7 +36,7 @@ class ImageConfig(Config):
     jpeg: int | None = Field(
         95, ge=1, le=100, description="quality of the JPEG that a picture is sent through, as recorded ones were; none: left out"
     )
-    crop: float | None = Field(0.9, gt=0, le=1, description="area of the centre crop, for policies trained with random ones; none: left out")
+    crop: float | None = Field(0.9, gt=0, le=1, description="area of the center crop, for policies trained with random ones; none: left out")
 
 
 def pixels(images: Sequence[np.ndarray], config: ImageConfig) -> Tensor:
