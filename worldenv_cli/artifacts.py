@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from . import __version__, distributed
 from .atomic import read_json, read_tensors, recover, staged, sweep, write_json, write_tensors
+from .confine import inside
 from .destination import check_destination as check_destination
 from .errors import UserError
 from .provenance import PROVENANCE, total_hash, verify, write_provenance
@@ -66,7 +67,7 @@ def load_config(folder: Path, kind: str, made_by: str = "make it first") -> dict
 
     `made_by` ends the message where there is no artifact: "run `worldenv sft RECIPE` first".
     """
-    path = Path(folder) / "config.json"
+    path = inside(Path(folder), "config.json", folder)
     if not path.is_file():
         what = "holds no config.json" if Path(folder).is_dir() else "does not exist"
         raise UserError(f"{folder} {what}: expected the folder of a {kind}; {made_by}")
@@ -85,7 +86,7 @@ def load_config(folder: Path, kind: str, made_by: str = "make it first") -> dict
 
 def load_tensors(folder: Path) -> "dict[str, torch.Tensor]":
     """All tensors of an artifact, on the CPU."""
-    path = Path(folder) / TENSORS
+    path = inside(Path(folder), TENSORS, folder)
     if not path.is_file():
         raise UserError(f"{folder} holds no {TENSORS}: expected the weights there; make the artifact or download it again")
     tensors = read_tensors(path)
@@ -98,6 +99,8 @@ def check_tensors(tensors: "dict[str, torch.Tensor]", where: str | Path, advice:
     import torch
 
     for name, tensor in tensors.items():
+        if tensor.is_complex() or tensor.is_floating_point() and tensor.element_size() < 2:
+            raise UserError(f"{where}: {name} is of type {str(tensor.dtype).removeprefix('torch.')}, expected float16, bfloat16 or float32; {advice}")
         if tensor.is_floating_point() and tensor.numel() and not all(torch.isfinite(end) for end in torch.aminmax(tensor.detach())):
             wrong = int((~torch.isfinite(tensor)).sum())
             raise UserError(f"{where}: {wrong} of {tensor.numel()} numbers in {name} are not finite; {advice}")
@@ -109,6 +112,10 @@ def load_into(module: "torch.nn.Module", tensors: "dict[str, torch.Tensor]", whe
     problems = misfits(*({name: tuple(tensor.shape) for name, tensor in named.items()} for named in (own, tensors)))
     if problems:
         raise UserError(f"{where}: its tensors do not fit {type(module).__name__} ({problems}); make it again with this configuration")
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() != own[name].is_floating_point():
+            types = (str(one.dtype).removeprefix("torch.") for one in (tensor, own[name]))
+            raise UserError(f"{where}: {name} is of type {' instead of '.join(types)}; make it again with this configuration")
     module.load_state_dict(tensors, strict=of is None)
 
 

@@ -12,7 +12,7 @@ from .evaluation.statistics import wilson
 from .hub import REFERENCE
 from .merged import MEMBERS, Merged
 from .outgoing import Outgoing, checkpoint_of, is_run
-from .provenance import CARD
+from .provenance import CARD, verify
 
 PLACEHOLDER = "owner/name"  # in the snippets of cards that are not on the Hub yet
 BARE = "---\nlibrary_name: worldenv\ntags:\n- worldenv\n---\n\n# {name}\n\nMade by worldenv, not evaluated yet.\n"
@@ -114,6 +114,7 @@ def _results(folder: Path, run: Path | None) -> list:
     played = run / "eval" / name.replace("/", "-")
     if not (played / "outcomes.json").is_file() or read_json(played / "provenance.json").get("inputs", {}).get(name) != content_hash(policy):
         return []
+    verify(played)
     outcomes, environment = read_json(played / "outcomes.json"), _environment(run)
     counts = {"all tasks": outcomes["outcomes"]}
     for task, success in zip(outcomes["tasks"], outcomes["outcomes"], strict=True):

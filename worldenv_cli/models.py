@@ -3,6 +3,9 @@
 A compact policy is saved whole. Of a VLA only what was learned is: adapters, heads, statistics; the checkpoint is named in its config.
 """
 
+import math
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -10,6 +13,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from .artifacts import load_config, load_into, load_tensors, under, write_artifact
+from .atomic import read_json
 from .confine import inside
 from .destination import kind_of
 from .errors import UserError
@@ -18,6 +22,7 @@ from .policies.chosen import ChosenPolicy
 from .policies.compact import CompactPolicy, CompactPolicyConfig
 from .policies.load import load_vla
 from .policies.lora import AdaptedPolicy, LoraSettings, learned_tensors
+from .policies.parts import REFUSALS, told_by
 from .policies.policy import Policy
 from .policies.vla import VLAConfig, pinned
 from .reflector.compact import Reflector, ReflectorConfig
@@ -86,7 +91,9 @@ def load_model(reference: str | Path, kind: str, made_by: str = "make it first",
         if kind == "policy":
             return _policy(found, tensors, folder, device).eval()
         config_class, model_class = OTHERS[kind]
-        model = model_class(config_class.model_validate(found.get(kind)))
+        config = config_class.model_validate(found.get(kind))
+        check_sizes(model_class, config, tensors, folder)
+        model = model_class(config)
     except ValidationError as error:
         wrong = error.errors()[0]
         field = ".".join(str(part) for part in (kind, *wrong["loc"]))
@@ -103,10 +110,36 @@ def check_names(found, path: Path) -> None:
         check_names(value, path)
 
 
+def check_sizes(build: Callable[..., nn.Module], config, tensors: dict[str, Tensor], folder: Path) -> None:
+    """Raise UserError where `config` declares more layers or numbers than the artifact holds: that much would be allocated before it is missed."""
+    declared = config.model_dump()
+    layers = max(_layers(declared))
+    if layers > len(tensors):
+        raise UserError(f"{folder / 'config.json'}: layers is {layers}, but the weights are {len(tensors)} tensors; they are not of one model")
+    text = getattr(config, "text", None)
+    borrowed = text is not None and text.pretrained is not None  # its weights are elsewhere, and held against their own files
+    if borrowed:
+        config = config.model_copy(update={"text": text.model_copy(update={"pretrained": None})})
+    try:
+        with torch.device("meta"):
+            shapes = {name: tensor.shape for name, tensor in build(config).state_dict().items() if not (borrowed and name.startswith("text."))}
+    except REFUSALS as error:
+        raise UserError(f"{folder / 'config.json'}: nothing of these sizes can be built ({told_by(error):.100}); make it again") from error
+    wanted, held = (sum(math.prod(shape) for shape in sizes) for sizes in (shapes.values(), [tensor.shape for tensor in tensors.values()]))
+    if wanted > held:
+        raise UserError(f"{folder / 'config.json'}: declares {wanted:,} numbers, but the weights are {held:,}; they are not of one model")
+
+
+def _layers(declared: dict) -> list[int]:
+    inner = [number for value in declared.values() if isinstance(value, dict) for number in _layers(value)]
+    return [declared.get("layers", 0), *inner]
+
+
 def _check_choice(found: dict, folder: Path) -> None:
     """Every instruction must be somebody's: rows of one that names no member would be dropped without a word."""
     members, choice = found["members"], found.get("choice")
-    if not isinstance(members, dict) or not members or not isinstance(choice, dict):
+    whole = isinstance(members, dict) and members and (_is_split(found) or all(isinstance(one, dict) for one in members.values()))
+    if not whole or not isinstance(choice, dict):
         raise UserError(f"{folder / 'config.json'}: members or choice is missing, expected policies by name and {{instruction: name}}; make it again")
     default = found.get("default")  # None: another wording is refused
     if not choice and default is None:
@@ -131,8 +164,13 @@ def _is_split(found: dict) -> bool:
 
 def _members(found: dict, folder: Path, device) -> ChosenPolicy:
     _check_choice(found, folder)
-    members = {name: load_model(inside(folder, where, folder / "config.json"), "policy", device=device) for name, where in found["members"].items()}
-    return ChosenPolicy(members, found["choice"], found["default"])
+    places = {name: inside(folder, where, folder / "config.json") for name, where in found["members"].items()}
+    for name, place in places.items():
+        path = _artifact_in(place) / "config.json"
+        if path.is_file() and "members" in read_json(path):
+            raise UserError(f"{path}: the member {name!r:.100} has members itself, expected a single policy; make the policy again")
+    members = {name: load_model(place, "policy", device=device) for name, place in places.items()}
+    return ChosenPolicy(members, found["choice"], found.get("default"))
 
 
 def _policy(found: dict, tensors: dict[str, Tensor], folder: Path, device) -> Policy:
@@ -140,20 +178,40 @@ def _policy(found: dict, tensors: dict[str, Tensor], folder: Path, device) -> Po
     if "members" in found:
         _check_choice(found, folder)
         members = {name: _policy(one, under(f"members.{name}.", tensors), folder, device) for name, one in found["members"].items()}
-        return ChosenPolicy(members, found["choice"], found["default"])
+        return ChosenPolicy(members, found["choice"], found.get("default"))
     wanted = found.get("policy")
     vla = isinstance(wanted, dict) and "model" in wanted
     if vla and wanted["model"] == OWN_CHECKPOINT:
         if folder.name != INNER:
             raise UserError(f"{folder / 'config.json'}: policy.model is {OWN_CHECKPOINT!r}, expected that in a folder {INNER} alone; do not trust it")
         wanted = wanted | {"model": str(folder.absolute().parent)}
-    policy = new_policy((VLAConfig if vla else CompactPolicyConfig).model_validate(wanted), device)
-    for number, settings in enumerate(found.get("merged", ())):
-        policy = AdaptedPolicy(policy, LoraSettings.model_validate(settings))
-        load_into(policy, under(f"merged.{number}.", tensors), folder, of=policy.adapter_tensors())
+    config = (VLAConfig if vla else CompactPolicyConfig).model_validate(wanted)
+    if not vla:
+        check_sizes(CompactPolicy, config, tensors, folder)
+    policy = new_policy(config, device)
+    merged = found.get("merged", [])
+    if not isinstance(merged, list):
+        raise UserError(f"{folder / 'config.json'}: merged is {merged!r:.40}, expected a list of adapters; make the policy again")
+    for number, settings in enumerate(merged):
+        adapter = under(f"merged.{number}.", tensors)
+        policy = _adapted(policy, settings, adapter, folder)
+        load_into(policy, adapter, folder, of=policy.adapter_tensors())
         policy = policy.merged()
     if "lora" in found:
-        policy = AdaptedPolicy(policy, LoraSettings.model_validate(found["lora"]))
+        policy = _adapted(policy, found["lora"], tensors, folder)
     own = {name: tensor for name, tensor in tensors.items() if not name.startswith("merged.")}
     load_into(policy, own, folder, of=learned_tensors(policy) if vla else None)
     return policy
+
+
+def _adapted(policy: Policy, settings: dict, tensors: dict[str, Tensor], folder: Path) -> AdaptedPolicy:
+    """With an adapter of the rank that its tensors have, and no other: it has memory before they are put in."""
+    settings = LoraSettings.model_validate(settings)
+    ranks = {tensor.shape[0] for name, tensor in tensors.items() if "lora_A" in name and tensor.ndim and not name.startswith("merged.")}
+    if settings.rank not in ranks:
+        found = ", ".join(map(str, sorted(ranks))) or "missing"
+        raise UserError(f"{folder / 'config.json'}: an adapter of rank {settings.rank}, but its tensors are {found}; make the policy again")
+    try:
+        return AdaptedPolicy(policy, settings)
+    except (ValueError, re.error) as error:
+        raise UserError(f"{folder / 'config.json'}: an adapter that does not fit the policy ({told_by(error):.200}); make it again") from error

@@ -37,7 +37,7 @@ def _first_frames(folder: Path, number: int, camera: str) -> list[History]:
     """Of the policies' own episodes that round `number` may train on, those held out left aside."""
     probes = [f"rounds/{n}/probe" for n in range(1, number)]
     datasets = ["exploration", *(name for name in probes if (folder / name).is_dir())]
-    episodes = [episode for name in datasets for episode in read_dataset(folder / name) if "split" in episode.info]
+    episodes = [episode for name in datasets for episode in read_dataset(folder / name, camera, 1) if "split" in episode.info]
     return [_copied(history_until(episode, camera, 0)) for episode in of_split(episodes, "train", "calibration")]
 
 

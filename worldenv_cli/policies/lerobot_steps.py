@@ -177,6 +177,8 @@ def _fitted(path: Path, modes: dict, kind: str, size: int, statistics: dict[str,
             problem = f"missing: mode {mode} needs it"
         elif found.ndim != 1 or not 0 < len(found) <= MOST or found.shape != statistics[needed[0]].shape:
             problem = f"of shape {tuple(found.shape)}: expected one number for each of the feature's, in {' and '.join(needed)} alike"
+        elif found.is_complex() or found.is_floating_point() and found.element_size() < 2:
+            problem = f"of type {str(found.dtype).removeprefix('torch.')}: expected float32"
         elif not found.isfinite().all():
             problem = "not finite: expected numbers"
         else:

@@ -124,7 +124,12 @@ def tensors_in(path: Path, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]
 
 
 def checked(tensor: Tensor, name: str, path: Path) -> Tensor:
-    """`tensor`, looked at in parts of 16 million numbers so that little memory is needed. Raises UserError where one of them is not finite."""
-    if tensor.is_floating_point() and not all(part.isfinite().all() for part in tensor.flatten().split(2**24)):
+    """`tensor`, looked at in parts of 16 million numbers so that little memory is needed. Raises UserError where one of them is not finite, and
+    for another type than float16, bfloat16, float32 and float64: quantized weights mean nothing without their scales.
+    """
+    if not tensor.is_floating_point() or tensor.element_size() < 2:
+        kind = str(tensor.dtype).removeprefix("torch.")
+        raise UserError(f"{path}: {name} is of type {kind}, expected float16, bfloat16 or float32; use the checkpoint that was not quantized")
+    if not all(part.isfinite().all() for part in tensor.flatten().split(2**24)):
         raise UserError(f"{path}: {name} holds values that are not finite (NaN or infinite): a policy with it cannot act; use an earlier checkpoint")
     return tensor

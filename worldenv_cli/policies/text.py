@@ -56,6 +56,8 @@ def _pretrained(name: str) -> "tuple[PreTrainedTokenizerBase, PreTrainedModel]":
     from transformers import AutoModel
 
     folder = part(name, "text encoder", "text.pretrained", None, (*SMALL, "*.safetensors"))
+    if (folder / "adapter_config.json").exists():  # transformers would load the model that it names, from wherever that is
+        raise UserError(f"text.pretrained {name}: it holds an adapter (adapter_config.json), which names another model; merge it into that one first")
     tensors = stored(folder)
     check_layers(read_json(folder / "config.json"), tensors, folder / "config.json")
     config, held = configuration(folder, "text encoder"), sum(math.prod(shape) for _, shape in tensors.values())

@@ -26,8 +26,14 @@ def is_on_the_hub(config: VLAConfig) -> bool:
 
 
 def pinned(config: VLAConfig) -> VLAConfig:
-    """With the commit that a Hub reference stands for now, so that what was learned on it is not put on another one."""
-    cached, named = downloaded(checkpoint_folder(config)), REFERENCE.fullmatch(config.model)
-    if cached is None or named is None:
+    """With the commit that a Hub reference stands for now, so that what was learned on it is not put on another one.
+
+    A folder in the Hub's cache, where a policy brought its own checkpoint, is named as what was downloaded: nobody else has that path.
+    """
+    folder = checkpoint_folder(config)
+    cached = downloaded(folder)
+    if cached is None:
         return config
-    return config.model_copy(update={"model": f"{cached[0]}{named['folder']}@{cached[1]}"})
+    name, commit = cached
+    inner = folder.absolute().as_posix().partition(f"/snapshots/{commit}")[2]
+    return config.model_copy(update={"model": f"{name}{inner.rstrip('/')}@{commit}"})

@@ -70,11 +70,11 @@ def choose_threshold(episodes: Sequence[Scored], config: CalibrationConfig) -> f
     """The smallest threshold under which at most the stated share of failed episodes is ever stopped, those still to come included.
 
     With n failed episodes it is just above the ceil((n + 1)(1 - rate))-th smallest best score (split conformal); above 1, so that nothing stops,
-    where that one is 1. NEVER with fewer than `failures_needed(rate)`.
+    where that one is 1. NEVER with fewer than `failures_needed(rate)`, and where a score is not a number.
     """
     failed = np.sort([episode.best for episode in episodes if not episode.success[-1]])
     rank = _rank(len(failed), config.false_termination)
-    if rank > len(failed):
+    if rank > len(failed) or np.isnan(failed).any():
         return NEVER
     return float(np.maximum(np.nextafter(np.float32(failed[rank - 1]), np.float32(2)), np.float32(config.threshold_min)))
 

@@ -55,18 +55,22 @@ def load_openvla(
     bounds: Literal["quantiles", "extremes"] = "quantiles",
     adapter: bool = False,
     weights: bool = True,
+    statistics: Statistics | None = None,
 ) -> OpenVLACheckpoint:
     """The policy in `folder`, its weights as `dtype` on the CPU, in evaluation mode.
 
     No file says how many pictures it was trained with (`images`) nor the steps of a chunk (`chunk`: 8 for LIBERO, 25 for ALOHA, 5 for Bridge).
     `head`: "l1" insists on the action head, "tokens" ignores it, None goes by whether its file is there. `bounds` are explained in Statistics.choose.
     `adapter` merges lora_adapter/, for weights into which it was not merged before. Without `weights` parameters are shapes only.
+    `statistics` stand in for the folder's, which are not read then.
 
     Raises UserError for other models, missing, damaged or contradicting files, statistics of another robot, tensors that do not fit.
     """
     folder = Path(folder)
     declared = read_declared(folder)
-    key, statistics = read_statistics(folder, declared, unnorm_key, bounds)
+    key = unnorm_key or ""
+    if statistics is None:
+        key, statistics = read_statistics(folder, declared, unnorm_key, bounds)
     held = stored(folder)
     shapes = {name: shape for name, (_, shape) in held.items()}
     parts = _heads(folder, shapes, statistics) if weights is False else {name: head_tensors(folder, name) for name in HEAD_FILES}

@@ -180,6 +180,12 @@ class Statistics(Config):
     proprio: Bounds | None = None
 
     @classmethod
+    def unknown(cls, action_size: int, state_size: int) -> Self:
+        """Sizes alone, where a checkpoint holds no statistics and those of the demonstrations will be taken."""
+        sizes = {"action": action_size, "proprio": state_size}
+        return cls(**{name: Bounds(low=(-1,) * n, high=(1,) * n, mask=(True,) * n, constant=(False,) * n) for name, n in sizes.items()})
+
+    @classmethod
     def choose(cls, known: dict, key: str | None, where: Path, bounds: Literal["quantiles", "extremes"] = "quantiles") -> tuple[str, Self]:
         """(key, statistics) out of `dataset_statistics.json` or a config's `norm_stats`: {key: {action, proprio}}.
 

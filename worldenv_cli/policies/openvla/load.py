@@ -10,7 +10,7 @@ from ...errors import UserError
 from ..policy import Policy
 from ..vla import VLAConfig
 from .checkpoint import HEAD_BLOCKS, load_openvla, read_declared, read_statistics
-from .inputs import known_key
+from .inputs import Statistics, known_key
 from .model import HeadConfig, L1ActionHead, ProprioProjector
 from .pictures import check_pictures
 from .policy import OpenVLAPolicy, OpenVLATokenPolicy
@@ -47,6 +47,8 @@ def load_openvla_policy(folder: Path, config: VLAConfig, dtype: torch.dtype, wei
     own = config.statistics == "checkpoint"
     chosen = {"head": config.actions, "bounds": bounds, "adapter": config.adapter, "weights": weights}
     chosen |= {"unnorm_key": config.unnorm_key if own else known_key(known, config.unnorm_key) or next(iter(known), None)}
+    if not own and not known:
+        chosen["statistics"] = Statistics.unknown(config.action_size, config.state_size)
     checkpoint = load_openvla(folder, dtype=dtype, images=len(config.cameras), chunk=config.predicts or steps, **chosen)
     model = checkpoint.model.config
     found, wanted = {"action": model.action_size}, {"action": config.action_size}
@@ -62,8 +64,10 @@ def load_openvla_policy(folder: Path, config: VLAConfig, dtype: torch.dtype, wei
 
 def _on_the_base_model(folder: Path, config: VLAConfig, dtype: torch.dtype, weights: bool) -> Policy:
     """A policy for this environment on a model that was trained on other robots: only its language and vision are taken over."""
-    anybody = {"head": "tokens", "unnorm_key": next(iter(_known_statistics(folder)), None), "weights": weights}  # whose statistics are not used
-    checkpoint = load_openvla(folder, dtype=dtype, images=len(config.cameras), chunk=config.chunk, **anybody)
+    anybody = Statistics.unknown(config.action_size, config.state_size)  # the base model's are of other robots
+    checkpoint = load_openvla(
+        folder, dtype=dtype, images=len(config.cameras), chunk=config.chunk, head="tokens", weights=weights, statistics=anybody
+    )
     model = checkpoint.model
     width, sizes = model.config.language.width, {"action_size": config.action_size}
     if config.proprioception:

@@ -37,8 +37,8 @@ class Reader:
     success: str | None  # the column that the user names; else `outcome_column` of the file
     scale: ActionScale  # of a dataset of ours, by which its actions are stored
 
-    def read(self, listed: Listed, cameras: Sequence[str], *, stored: bool = False) -> Episode:
-        """`stored` leaves the actions of a dataset of ours in its own [-1, 1] instead of in recorded units."""
+    def read(self, listed: Listed, cameras: Sequence[str], *, stored: bool = False, pictures: int | None = None) -> Episode:
+        """`stored` leaves the actions of a dataset of ours in its own [-1, 1] instead of in recorded units; the first `pictures` will do."""
         place: Place = listed.key[0]
         file, mine = self.rows.find(place.index, place.table)
         where = f"{file}: {listed.name}"
@@ -75,7 +75,7 @@ class Reader:
             of = rewarded if outcome == "next.reward" and self.success is None else flags
             success = so_far(of(where, outcome, _values(where, outcome, table[outcome])), len(mine))
         return Episode(
-            frames={camera: self._pictures(where, camera, place, file, mine, table) for camera in cameras},
+            frames={camera: self._pictures(where, camera, place, file, mine, table, pictures) for camera in cameras},
             states=np.concatenate(states, 1),
             actions=actions[:-1],
             success=success,
@@ -99,10 +99,13 @@ class Reader:
                 f"{where}: task_index {shown}, expected {place.task} in every row, as meta/episodes says; give one instruction for all: --instruction"
             )
 
-    def _pictures(self, where: str, camera: str, place: Place, file: Path, mine: np.ndarray, table: pa.Table) -> np.ndarray:
+    def _pictures(
+        self, where: str, camera: str, place: Place, file: Path, mine: np.ndarray, table: pa.Table, most: int | None = None
+    ) -> np.ndarray:
         name, feature = self.cameras[camera]
         size = picture_size(feature)
         if feature.dtype == "image":
+            mine = mine[:most]
             groups, begin = self.rows.groups(file, mine)
             order = np.argsort(mine)
             frames = read_pictures(f"{where}, {name}", file, name, mine[order], groups, begin, size, self._beside(where))
@@ -110,7 +113,7 @@ class Reader:
         film = place.films.get(name)
         if film is None:
             raise UserError(f"{where}, {name}: meta/episodes does not say where its video lies; leave the camera out with --cameras")
-        return video_frames(film.path, self._numbers(where, film, table, len(mine)), *size)
+        return video_frames(film.path, self._numbers(where, film, table, len(mine))[:most], *size)
 
     def _beside(self, where: str):
         """Pictures that lie in files of the dataset, where rows hold their names."""
