@@ -150,6 +150,7 @@ def test_eval_for_programs(monkeypatch, recipe, tmp_path):
 def test_recipes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     listed = invoke("recipes").stdout
+    assert invoke("recipes", "list").stdout == listed
     assert all(f"{name} " in listed for name in ("quickstart", "metaworld", "libero-pi0"))
     shown = invoke("recipes", "show", "quickstart").stdout
     assert invoke("recipes", "copy", "quickstart").stdout == "quickstart.yaml\n" and (tmp_path / "quickstart.yaml").read_text() == shown
