@@ -122,6 +122,9 @@ def test_inspect_for_programs(demonstrations, mini, tmp_path):
     assert result.exit_code == 0, result.output
     (facts,) = json.loads(result.stdout)
     assert facts["source"] == str(tmp_path / "set") and len(facts["tasks"]) == 2 and facts["dimensions"][0]["name"].startswith("action")
+    assert sum(task["episodes"] for task in facts["tasks"]) == len(demonstrations)
+    assert all(task["successes"] == task["known"] == task["episodes"] for task in facts["tasks"])
+    assert facts["dimensions"][0]["minimum"] == pytest.approx(min(episode.actions[:, 0].min() for episode in demonstrations), abs=1e-6)
 
 
 def test_eval_for_programs(monkeypatch, recipe, tmp_path):
@@ -147,6 +150,7 @@ def test_eval_for_programs(monkeypatch, recipe, tmp_path):
 def test_recipes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     listed = invoke("recipes").stdout
+    assert invoke("recipes", "list").stdout == listed
     assert all(f"{name} " in listed for name in ("quickstart", "metaworld", "libero-pi0"))
     shown = invoke("recipes", "show", "quickstart").stdout
     assert invoke("recipes", "copy", "quickstart").stdout == "quickstart.yaml\n" and (tmp_path / "quickstart.yaml").read_text() == shown

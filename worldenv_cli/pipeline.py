@@ -235,7 +235,9 @@ class Run:
 
     def _plan(self, name: str, settings: dict, inputs: dict[str, str]) -> None:
         stale = self.force or not self._planned.isdisjoint(inputs) or not all(self.path(needed).is_dir() for needed in inputs)
-        stale = stale or not is_current(self.path(name), fingerprint(settings, {needed: self._ancestry.hash(needed) for needed in inputs}))
+        if not stale:
+            hashes = {needed: self._ancestry.hash(needed) for needed in inputs}
+            stale = not is_current(self.path(name), fingerprint(settings, hashes), self._command(name))
         if stale:
             self._planned.add(name)
             self.plan.append(name)

@@ -1,5 +1,6 @@
 """The commands for recorded data: `ingest` makes a dataset of it, `inspect` says what is in it."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -87,14 +88,12 @@ def inspect(
 
 def _facts(source: str, inspection, sheet: Path | None) -> dict:
     """An inspection for programs."""
-    tasks = [dict(zip(("instruction", "episodes", "actions", "success"), row, strict=False)) for row in inspection.tasks]
-    dimensions = [dict(zip(("name", "range", "mean", "remark"), row, strict=False)) for row in inspection.dimensions]
     facts = {
         "source": source,
         **dict(inspection.facts),
         "notes": [": ".join(note) for note in inspection.notes],
-        "tasks": tasks,
-        "dimensions": dimensions,
+        "tasks": [asdict(task) for task in inspection.tasks],
+        "dimensions": [asdict(dimension) for dimension in inspection.dimensions],
     }
     if sheet is not None:
         from ..evaluation.video import contact_sheet

@@ -17,6 +17,29 @@ AT_LIMIT = 0.05  # share of steps at the smallest or largest value from which an
 
 
 @dataclass
+class Task:
+    """Episodes of one instruction; `known` of them have an outcome, `successes` of those succeeded."""
+
+    instruction: str
+    episodes: int
+    actions: tuple[int, float, int]  # in an episode: fewest, median, most
+    successes: int
+    known: int
+
+
+@dataclass
+class Dimension:
+    """One number of the actions or states, over all steps, in the source's units."""
+
+    name: str
+    minimum: float
+    maximum: float
+    mean: float
+    deviation: float
+    remark: str
+
+
+@dataclass
 class Inspection:
     """Facts as rows of (what, value), each once; notes as rows of (kind, line), any number of a kind.
 
@@ -24,8 +47,8 @@ class Inspection:
     """
 
     facts: list[tuple[str, str]]
-    tasks: list[tuple[str, int, str, str]]  # instruction, episodes, actions (min-median-max), success
-    dimensions: list[tuple[str, str, str, str]]  # name, range, mean and deviation, remark
+    tasks: list[Task]
+    dimensions: list[Dimension]
     notes: list[tuple[str, str]] = field(default_factory=list)
     frames: list[tuple[str, np.ndarray]] = field(default_factory=list)
 
@@ -96,8 +119,8 @@ def print_inspection(found: Inspection, sheet: Path | None) -> None:
     console = Console()
     tables = [
         (("", ""), found.facts + found.notes),
-        (("task", "episodes", "actions", "success"), found.tasks),
-        (("", "range", "mean", ""), found.dimensions),
+        (("task", "episodes", "actions", "success"), [_task_row(task) for task in found.tasks]),
+        (("", "range", "mean", ""), [_dimension_row(dimension) for dimension in found.dimensions]),
     ]
     for headings, rows in tables:
         table = Table(*headings, box=None, header_style="bold", pad_edge=False, show_header=any(headings))
@@ -108,15 +131,26 @@ def print_inspection(found: Inspection, sheet: Path | None) -> None:
         console.print(f"pictures: {contact_sheet(sheet, found.frames)}")
 
 
-def _task(task: str, episodes: Sequence[Episode]) -> tuple[str, int, str, str]:
+def _task_row(task: Task) -> tuple[str, int, str, str]:
+    fewest, median, most = task.actions
+    share = f"{100 * task.successes / task.known:.0f} %" if task.known else UNKNOWN
+    if 0 < task.known < task.episodes:
+        share += f" of {task.known} known"
+    return task.instruction or "(no instruction)", task.episodes, f"{fewest} / {median:.0f} / {most}", share
+
+
+def _dimension_row(found: Dimension) -> tuple[str, str, str, str]:
+    return found.name, f"{found.minimum:.3g} .. {found.maximum:.3g}", f"{found.mean:.3g} ± {found.deviation:.3g}", found.remark
+
+
+def _task(instruction: str, episodes: Sequence[Episode]) -> Task:
     lengths = [len(episode.actions) for episode in episodes]
     known = [episode.outcome == "success" for episode in episodes if episode.outcome != UNKNOWN]
-    share = f"{100 * np.mean(known):.0f} %" + (f" of {len(known)} known" if len(known) < len(episodes) else "") if known else UNKNOWN
-    return task or "(no instruction)", len(episodes), f"{min(lengths)} / {np.median(lengths):.0f} / {max(lengths)}", share
+    return Task(instruction, len(episodes), (min(lengths), float(np.median(lengths)), max(lengths)), sum(known), len(known))
 
 
-def _dimensions(kind: str, names: list[str], values: np.ndarray) -> list[tuple[str, str, str, str]]:
-    rows = []
+def _dimensions(kind: str, names: list[str], values: np.ndarray) -> list[Dimension]:
+    dimensions = []
     for name, column in zip(names, values.T, strict=True):
         low, high = column.min(), column.max()
         remark = ""
@@ -126,5 +160,5 @@ def _dimensions(kind: str, names: list[str], values: np.ndarray) -> list[tuple[s
             ends = np.mean((column <= low + CONSTANT) | (column >= high - CONSTANT))
             two = np.all((column <= low + CONSTANT) | (column >= high - CONSTANT))
             remark = "two values" if two else f"clipped: {100 * ends:.0f} % of the steps at an end" if ends > AT_LIMIT else ""
-        rows.append((f"{kind} {name}", f"{low:.3g} .. {high:.3g}", f"{column.mean():.3g} ± {column.std():.3g}", remark))
-    return rows
+        dimensions.append(Dimension(f"{kind} {name}", float(low), float(high), float(column.mean()), float(column.std()), remark))
+    return dimensions
