@@ -281,6 +281,14 @@ def test_a_card_carries_the_measured_success(hub, finished):  # noqa: F811
     whole = results["all tasks"]
     assert whole.metric_value == round(arm["pooled"]["successes"] / arm["pooled"]["n"], 4) and whole.metric_args["n"] == arm["pooled"]["n"]
     assert "arxiv:2509.24948" in card.data.tags and card.data.license == "unknown"
+    outcomes = finished.folder / "eval/post-trained/outcomes.json"
+    written = outcomes.read_text()
+    outcomes.write_text(written.replace("false", "true") + " ")
+    try:
+        with pytest.raises(UserError, match="outcomes.json does not match its provenance"):
+            push(finished.folder / "post-trained", "me/better", merged=True)
+    finally:
+        outcomes.write_text(written)
 
 
 def test_no_path_of_this_machine_travels_and_all_still_belongs_together(hub, compact, tmp_path):  # noqa: F811

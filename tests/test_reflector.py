@@ -181,6 +181,11 @@ def test_with_fewer_failures_than_the_rate_needs_nothing_is_promised(rate, neede
         assert choose_threshold(failed([0.35] * needed), config) == np.nextafter(np.float32(0.35), np.float32(1))
 
 
+def test_a_score_that_is_no_number_promises_nothing():
+    bests = np.linspace(0.1, 0.9, 30).tolist()
+    assert choose_threshold(failed(bests), CalibrationConfig()) < 1 < choose_threshold(failed([*bests, np.nan]), CalibrationConfig())
+
+
 def test_thresholds_at_the_ends():
     config = CalibrationConfig(false_termination=0.5, threshold_min=0.3)
 

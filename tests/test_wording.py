@@ -49,6 +49,26 @@ def test_the_opposite_is_never_near(wording, known):
     assert nearest(wording, choices) == (choices[0] if known else None)
 
 
+@pytest.mark.parametrize(
+    "wording",
+    [
+        "unlock the door by turning the lock clockwise",
+        "lock the door by turning the lock counterclockwise",
+        "do not lock the door by turning the lock clockwise",
+        "don't lock the door",
+        "unstack the red block",
+        "opening the large middle drawer of the wooden kitchen cabinet",
+        "shut the large middle drawer of the wooden kitchen cabinet",
+        "x" * 200_000,
+    ],
+)
+def test_words_that_turn_an_instruction_around_are_no_slips(wording):
+    known = ["lock the door by turning the lock clockwise", "stack the red block", "close the large middle drawer of the wooden kitchen cabinet"]
+    known[2] = known[2].replace("close", "open") if wording.startswith("shut") else known[2]
+    assert nearest(wording, known) is None
+    assert all(nearest(one.upper(), known) == one for one in known)
+
+
 def test_an_instruction_that_is_known_is_itself_although_another_has_the_same_words():
     known = ["Pick the cube", "pick the cube"]
     assert [nearest(one, known) for one in known] == known

@@ -330,7 +330,7 @@ def test_what_a_caller_gets_wrong_is_told_in_a_line(world, simulator, reflector,
         *((lambda given=given: world.step(given), ValueError, f"actions of row 2 hold {value}, expected finite") for value, given in broken.items()),
         (lambda: world.reset(options={"histories": [one] * 5}), ValueError, "5 histories for 4 rows"),
         (lambda: world.reset(options={"reset_mask": mask(1), "histories": [one] * 2}), ValueError, "2 histories for 1 rows"),
-        (lambda: world.reset(options={"histories": [one, small]}), ValueError, r"history 1 has frames \(16, 16, 3\)"),
+        (lambda: world.reset(options={"histories": [one, small]}), ValueError, r"history 1 has frames \(1, 16, 16, 3\) uint8"),
         (lambda: world.reset(options={"reset_mask": np.ones(3, bool)}), ValueError, r"shape \(3,\) and type bool, expected \(4,\) and bool"),
         (lambda: world.reset(options={"reset_mask": np.ones(4)}), ValueError, r"shape \(4,\) and type float64, expected \(4,\) and bool"),
         (lambda: WorldEnv(simulator, reflector, world.config, []).reset(), ValueError, "the pool is empty"),
@@ -366,3 +366,34 @@ def test_imagining_builds_no_graph(world, demonstrations):
     assert not any(value.requires_grad for value in vars(world._simulated).values())
     assert not world._reflected.best.requires_grad and not world.simulator.training and not world.reflector.training
     assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        (lambda one: {"frames": one.frames[:0]}, "has frames"),
+        (lambda one: {"frames": one.frames.astype(np.float32)}, "has frames .* float32, expected .* uint8"),
+        (lambda one: {"frames": one.frames.repeat(2, 0)}, "has states"),
+        (lambda one: {"actions": one.actions.astype(np.float64)}, "has actions .* float64, expected .* float32"),
+        (lambda one: {"states": one.states * np.nan}, "not finite"),
+        (lambda one: {"instruction": None}, "expected a History whose instruction is text"),
+    ],
+)
+def test_a_history_that_does_not_fit_changes_nothing(world, demonstrations, change, told):
+    world.reset(seed=0)
+    world.step(chunks(0))
+    before = [frame.tobytes() for frame in world._frame]
+    one = history(demonstrations[0])
+    with pytest.raises(ValueError, match=told):
+        world.reset(options={"histories": [one, History(**(vars(one) | change(one)))]})
+    assert [frame.tobytes() for frame in world._frame] == before and world.step(chunks(1))[4]["alive"].all()
+
+
+@pytest.mark.parametrize(
+    "actions", [torch.zeros(4, 4, 4, requires_grad=True), torch.zeros(4, 4, 4, dtype=torch.bfloat16), np.zeros((4, 4, 4), complex)]
+)
+def test_actions_that_are_no_plain_numbers(world, actions):
+    world.reset(seed=0)
+    with pytest.raises(ValueError, match="actions are not an array of numbers"):
+        world.step(actions)
+    assert world.step(torch.zeros(4, 4, 4, dtype=torch.float64))[4]["alive"].all()

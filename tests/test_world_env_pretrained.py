@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from test_hub import hub  # noqa: F401 - a fixture
 
-from worldenv_cli.data.dataset import write_dataset
+from worldenv_cli.artifacts import write_artifact
+from worldenv_cli.data.dataset import read_dataset, write_dataset
 from worldenv_cli.errors import UserError
 from worldenv_cli.models import save_model
 from worldenv_cli.push import push
@@ -39,6 +40,7 @@ def run(mini, trained_simulator, explored, tmp_path_factory):
         env = mini.env
         names = {"state_names": env.state_names, "action_names": env.action_names}
         write_dataset(folder / name, episodes, fps=env.control_hz, description=env.description(), robot_type=env.robot, **names)
+        write_artifact(folder / name, "dataset", {}, None, {}, "# Episodes")
     return folder
 
 
@@ -56,6 +58,14 @@ def test_it_has_the_models_of_the_last_round_and_begins_where_post_training_may(
     assert first.reflector.threshold.item() == 2 and first.num_envs == 2 and len(first.pool) == len(usable)
     observation, _ = first.reset(seed=0)
     assert observation in first.observation_space and observation["images"]["front"][0].tobytes() in usable
+
+
+def test_only_first_frames_are_decoded(run, explored):
+    whole, firsts = read_dataset(run / "exploration"), read_dataset(run / "exploration", "front", 1)
+    assert [one.frames["front"].tobytes() for one in firsts] == [one.frames["front"][:1].tobytes() for one in whole]
+    assert [one.states.tobytes() for one in firsts] == [one.states.tobytes() for one in whole]
+    with pytest.raises(UserError, match="no camera 'wrist', found front"):
+        read_dataset(run / "exploration", "wrist")
 
 
 def test_what_is_no_run_is_told(run, tmp_path, mini):

@@ -104,6 +104,8 @@ class WorldEnv(gymnasium.vector.VectorEnv):
 
         simulator, reflector, config, pool, rate = parts(run, round, device)
         if num_envs is not None:
+            if not isinstance(num_envs, int) or num_envs < 1:
+                raise ValueError(f"num_envs is {num_envs!r}, expected 1 or more")
             config = WorldEnvConfig.model_validate(config.model_dump() | {"rows": num_envs})
         env = cls(simulator, reflector, config, pool, render_mode=render_mode, autoreset_mode=autoreset_mode)
         env.metadata["render_fps"] = rate
@@ -203,12 +205,25 @@ class WorldEnv(gymnasium.vector.VectorEnv):
         self._moving, self._simulated, self._reflected = begun, simulated, reflected
 
     def _check_histories(self, histories: list[History], rows: int) -> None:
+        """Before any row changes: whole ones, as the models take them."""
         if len(histories) > rows:
             raise ValueError(f"{len(histories)} histories for {rows} rows")
         for number, history in enumerate(histories):
-            if history.frames.shape[1:] != self._frame.shape[1:] or history.states.shape[1:] != self._state.shape[1:]:
-                shapes = f"frames {history.frames.shape[1:]} and states {history.states.shape[1:]}"
-                raise ValueError(f"history {number} has {shapes}, expected {self._frame.shape[1:]} and {self._state.shape[1:]}")
+            if not isinstance(history, History) or not isinstance(history.instruction, str):
+                raise ValueError(f"history {number} is of type {type(history).__name__}, expected a History whose instruction is text")
+            moments = len(history.frames)
+            expected = {
+                "frames": (np.uint8, (moments, *self._frame.shape[1:])),
+                "states": (np.float32, (moments, *self._state.shape[1:])),
+                "actions": (np.float32, (moments - 1, *self.single_action_space.shape[1:])),
+            }
+            for name, (kind, shape) in expected.items():
+                array = getattr(history, name)
+                if not moments or array.dtype != kind or array.shape != shape:
+                    found = f"{name} {array.shape} {array.dtype}"
+                    raise ValueError(f"history {number} has {found}, expected {('N', *shape[1:])} {np.dtype(kind)}: N moments, an action less")
+            if not (np.isfinite(history.states).all() and np.isfinite(history.actions).all()):
+                raise ValueError(f"history {number} holds states or actions that are not finite")
 
     def _keep(self, going: np.ndarray) -> None:
         """Of the rows that simulator and reflector hold, those where `going` is true; the others leave them."""

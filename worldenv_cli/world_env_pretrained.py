@@ -1,5 +1,6 @@
 """What `WorldEnv.from_pretrained` takes out of a run: its models, its settings, and the first frames of its real episodes."""
 
+import re
 from pathlib import Path
 
 import torch
@@ -22,7 +23,9 @@ def parts(run: str | Path, number: int | None, device: torch.device | str) -> tu
     if not (folder / "recipe.yaml").is_file():
         raise UserError(f"{run}: no recipe.yaml there, expected the folder of a run, or the Hub's owner/name of one that was pushed whole")
     recipe = load_recipe(folder / "recipe.yaml")
-    rounds = [n for n in range(1, recipe.post_train.rounds + 1) if all((folder / name).is_dir() for name in models_of(n))]
+    later = (int(path.name) for path in (folder / "rounds").glob("*") if re.fullmatch("[1-9][0-9]{0,8}", path.name))
+    numbers = sorted({1, *(n for n in later if n <= recipe.post_train.rounds)})
+    rounds = [n for n in numbers if all((folder / name).is_dir() for name in models_of(n))]
     if not rounds:
         raise UserError(f"{run}: no simulator and reflector there; make them with `worldenv run {folder / 'recipe.yaml'} --out {folder}`")
     if number is not None and number not in rounds:

@@ -23,8 +23,12 @@ def chunk_spaces(
 def checked_chunks(chunks, shape: tuple[int, ...], moving: np.ndarray) -> np.ndarray:
     """Action chunks (B, T, A) as float32. Raises ValueError for another shape than `shape`, and for numbers of `moving` rows that are not finite."""
     try:
-        chunks = np.asarray(chunks, np.float32)
-    except (TypeError, ValueError) as error:
+        chunks = np.asarray(chunks)
+        if np.iscomplexobj(chunks):
+            raise TypeError("complex numbers")
+        with np.errstate(over="ignore"):  # told below
+            chunks = chunks.astype(np.float32, copy=False)
+    except (RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"actions are not an array of numbers ({error}), expected one of shape {shape}") from None
     if chunks.shape != shape:
         raise ValueError(f"actions have shape {chunks.shape}, expected {shape}: rows, control steps of a chunk, numbers of an action")

@@ -66,11 +66,13 @@ def part(name: str, what: str, where: str | Path, folder: Path | None, patterns:
 
 
 def tokenizer(folder: Path, what: str = "tokenizer") -> "PreTrainedTokenizerBase":
-    """From a folder that `part` has returned."""
+    """From a folder that `part` has returned, once it is known to make batches."""
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+        found = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+        found(["open", "open the drawer"], padding=True, truncation=True, max_length=8)
+        return found
     except REFUSALS as error:
         raise UserError(f"{folder}: no {what} that transformers can read ({told_by(error)})") from error
 

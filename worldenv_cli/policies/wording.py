@@ -64,7 +64,7 @@ def _shared(mine: set[str], theirs: set[str]) -> float | None:
 def _opposite(mine: set[str], theirs: set[str]) -> bool:
     """Whether one of what only `mine` says turns what only `theirs` says, or all of it, around."""
     own, other = mine - theirs, theirs - mine
-    if own & NEGATIONS or any(reversing + word in own for word in other for reversing in REVERSING):
+    if own & NEGATIONS or any(reversing + word in own for word in theirs for reversing in REVERSING):
         return True
     return any(own & one and other & another for one, another in OPPOSITES)
 

@@ -1,6 +1,8 @@
 """Settings of the reflector, of its training and of its calibration."""
 
-from pydantic import Field, PositiveInt
+from typing import Annotated
+
+from pydantic import Field
 
 from ..config import Channels, Config, TrainingConfig
 from ..policies.config import TextConfig
@@ -15,7 +17,7 @@ class ReflectorConfig(Config):
     resolution: int = Field(64, ge=1, description="Pixels on a side of its pictures; follows the environment")
     channels: tuple[Channels, Channels, Channels] = Field((64, 64, 96), description="Channels of the three levels of the image encoder")
     width: int = Field(128, ge=1, description="Width of its hidden layers")
-    lookback: tuple[PositiveInt, ...] = Field(
+    lookback: tuple[Annotated[int, Field(ge=1, le=1000)], ...] = Field(
         (1, 3), description="Earlier frames that it sees beside each frame, in control steps before it; the first frame comes on top"
     )
     text: TextConfig = Field(TextConfig(), description="The encoder of instructions")

@@ -1,8 +1,8 @@
 """Settings of the world simulator and of its training."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt
+from pydantic import Field
 
 from ..config import Channels, Config, TrainingConfig
 
@@ -13,11 +13,11 @@ class UNetConfig(Config):
     channels: tuple[Channels, ...] = Field((32, 64, 96), min_length=1, description="Channels at each resolution, from fine to coarse")
     layers: int = Field(1, ge=1, description="Residual blocks at each resolution")
     block: Literal[1, 2, 4, 8] = Field(4, description="Pixels on a side that are folded into one position of the network")
-    memory: tuple[NonNegativeInt, ...] = Field(
+    memory: tuple[Annotated[int, Field(ge=0, le=1000)], ...] = Field(
         (0, 1, 6), min_length=1, description="Which frames it sees, in control steps before the chunk; the first frame of the episode comes on top"
     )
     objective: Literal["regression", "flow"] = Field("regression", description="Training objective: one-step regression or flow matching")
-    denoising_steps: int = Field(3, ge=1, description="Euler steps of the flow-matching sampler")
+    denoising_steps: int = Field(3, ge=1, le=1000, description="Euler steps of the flow-matching sampler")
 
 
 class SimulatorConfig(Config):

@@ -65,9 +65,7 @@ def load_openvla_policy(folder: Path, config: VLAConfig, dtype: torch.dtype, wei
 def _on_the_base_model(folder: Path, config: VLAConfig, dtype: torch.dtype, weights: bool) -> Policy:
     """A policy for this environment on a model that was trained on other robots: only its language and vision are taken over."""
     anybody = Statistics.unknown(config.action_size, config.state_size)  # the base model's are of other robots
-    checkpoint = load_openvla(
-        folder, dtype=dtype, images=len(config.cameras), chunk=config.chunk, head="tokens", weights=weights, statistics=anybody
-    )
+    checkpoint = load_openvla(folder, dtype=dtype, images=len(config.cameras), chunk=config.chunk, head="tokens", weights=weights, statistics=anybody)
     model = checkpoint.model
     width, sizes = model.config.language.width, {"action_size": config.action_size}
     if config.proprioception:

@@ -99,9 +99,7 @@ class Reader:
                 f"{where}: task_index {shown}, expected {place.task} in every row, as meta/episodes says; give one instruction for all: --instruction"
             )
 
-    def _pictures(
-        self, where: str, camera: str, place: Place, file: Path, mine: np.ndarray, table: pa.Table, most: int | None = None
-    ) -> np.ndarray:
+    def _pictures(self, where: str, camera: str, place: Place, file: Path, mine: np.ndarray, table: pa.Table, most: int | None = None) -> np.ndarray:
         name, feature = self.cameras[camera]
         size = picture_size(feature)
         if feature.dtype == "image":
