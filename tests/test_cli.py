@@ -63,7 +63,7 @@ def test_eval_in_the_real_environment(calls, recipe):
     "error, code, said",
     [
         (UserError("runs/x/policy does not exist"), 2, "error: runs/x/policy does not exist\n"),
-        (KeyboardInterrupt(), 130, "interrupted: run the same command again and it continues from the last checkpoint\n"),
+        (KeyboardInterrupt(), 130, "interrupted: run the same command again and it continues from the last checkpoint; with --force anew\n"),
         (ValueError("two\nlines"), 1, "internal error: ValueError: two lines; run again with --debug for the traceback\n"),
         (AssertionError(), 1, "internal error: AssertionError; run again with --debug for the traceback\n"),
         (PermissionError(errno.EACCES, "No entry", "/x"), 2, "error: /x: no permission, or read-only: "),

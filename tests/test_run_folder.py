@@ -225,6 +225,18 @@ def test_a_workshop_that_is_damaged_or_of_other_settings_is_kept_aside(tmp_path,
     assert "demonstrations: what was begun" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("force", [False, True])
+def test_what_is_unfinished_goes_on_and_with_force_begins_anew(tmp_path, capsys, force):
+    with pytest.raises(RuntimeError):
+        make(tmp_path / "run", "demonstrations", fail=True)
+    Checkpoint(tmp_path / "run" / ".unfinished" / "demonstrations" / "model").save(7, {}, {})
+    with pytest.raises(RuntimeError):
+        make(tmp_path / "run", "demonstrations", force=force, fail=True)
+    begun = [path.relative_to(tmp_path / "run").parts[0] for path in (tmp_path / "run").rglob("step_000007")]
+    assert begun == [".replaced" if force else ".unfinished"]
+    assert ("is begun anew with --force" in capsys.readouterr().out) == force
+
+
 def test_a_damaged_recipe_of_a_run_is_kept_and_written_anew(run):
     (run / "recipe.yaml").write_text("name: [")
     make(run, "exploration", force=True)

@@ -62,7 +62,7 @@ def _message(error: BaseException, debug: bool) -> tuple[str, int]:
     from ..atomic import disk_full_message, is_disk_full, os_error_message
 
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted: run the same command again and it continues from the last checkpoint", 130
+        return "interrupted: run the same command again and it continues from the last checkpoint; with --force anew", 130
     if isinstance(error, UserError):
         return f"error: {' '.join(str(error).splitlines())}", 2
     if is_disk_full(error):
