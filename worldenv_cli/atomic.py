@@ -195,7 +195,7 @@ def read_tensors(path: Path) -> "dict[str, torch.Tensor]":
 def read_json(path: Path) -> dict:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is truncated or damaged ({error}): make it or download it again") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} holds {type(value).__name__}: expected a JSON object; make it or download it again")
