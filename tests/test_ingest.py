@@ -183,6 +183,33 @@ def test_no_episode_left_is_an_error(tmp_path):
     path = libero_file(tmp_path / "open_it_demo.hdf5", lengths=(2,))
     assert "no episodes to write" in refused("ingest", path, "--out", tmp_path / "set", "--skip-bad")
     assert not (tmp_path / "set").exists()
+    dark = lerobot_folder(tmp_path / "dark", **{"observation.images.front": lambda n: [{"bytes": b"GIF89a", "path": None}] * n})
+    message = refused("ingest", dark, "--out", tmp_path / "set", "--skip-bad")  # found out while pictures are read
+    assert "dark: no episodes to write, all 2 are left out: " in message and "a picture in a GIF file" in message
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dark", "open_it_demo.hdf5"]
+
+
+@pytest.mark.parametrize("make, camera", [(libero_file, "agentview_rgb"), (robomimic_file, "agentview_image")])
+def test_pictures_of_another_size_are_left_out_wherever_they_stand(tmp_path, make, camera):
+    import h5py
+
+    path = make(tmp_path / "open_it_demo.hdf5", lengths=(5, 5, 5))
+    with h5py.File(path, "a") as file:
+        first = file["data"][sorted(file["data"])[0]]
+        for group in {"obs", "next_obs"} & set(first):
+            small = first[f"{group}/{camera}"][()][:, :8, :8]
+            del first[f"{group}/{camera}"]
+            first[f"{group}/{camera}"] = small
+        name = first.name.rpartition("/")[2]
+    episodes = ingested(tmp_path / "set", path, "--instruction", "open it", "--skip-bad")
+    (skipped,) = read_description(tmp_path / "set")["skipped"]
+    assert len(episodes) == 2 and skipped.startswith(f"open_it_demo.hdf5: {name}, ") and "in most demonstrations" in skipped
+
+
+def test_a_source_that_is_given_twice_is_told(tmp_path, monkeypatch):
+    path = lerobot_folder(tmp_path / "set")
+    monkeypatch.chdir(tmp_path)
+    assert "given twice" in refused("ingest", path, "set", "--out", tmp_path / "out")
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,7 @@ def test_unknown_episodes_reach_neither_cloning_nor_reflector_nor_gate():
     [
         "\ufeffepisode,success\r\n0,1\r\n1,0\r\n",
         " Episode , Success \n0 , True \n\nepisode 1 , FALSE \n",
-        "success,episode,note\n1.0,0,\n0.0,1,\"dropped,\nthen left\"\n",
+        'success,episode,note\n1.0,0,\n0.0,1,"dropped,\nthen left"\n',
     ],
 )
 def test_labels_of_other_programs_are_read(tmp_path, text):

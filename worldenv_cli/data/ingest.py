@@ -128,8 +128,12 @@ def _write(workshop: Path, out: Path, plan: _Plan, found: Survey, file_size_in_m
     names = {number: f"{source.path}: {listed.name}" for number, (source, listed) in taken.items()}
     remaining = {number: one for number, one in taken.items() if number not in done}
 
+    before = len(skipped)
+
     def episodes() -> Iterator[Episode]:
         yield from read_ahead(remaining, cameras, selection, scale, skipped)
+        if not done and len(skipped) - before == len(remaining):
+            raise UserError(f"{plan.paths[0]}: no episodes to write, all {len(remaining)} are left out: {skipped[before]}")
         description["skipped"] = [without_folders(line, plan.paths) for line in skipped]  # once all are known
 
     write_dataset(
