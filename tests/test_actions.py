@@ -112,6 +112,45 @@ def test_limits_that_all_know_are_the_scale_and_what_lies_beyond_is_clipped_and_
     assert common_scale([source, other], [one])[1]["low"] == [-5.0, 0.0]  # not by limits that one of them does not know
 
 
+@pytest.mark.parametrize(
+    "low, absolute, gripper, stored, told",
+    [
+        (-1.0, False, None, [0.0, 0.0], "all zeros (hold still) and was never carried out"),
+        (-2.0, False, {"dimension": 1, "closes": 1}, [0.0, "last"], "but for the gripper's, which repeats its last command"),
+        (0.5, False, None, ["last", "last"], "repeats the last command"),  # zero lies outside what can be commanded
+        (-1.0, True, None, ["last", "last"], "repeats the last command"),
+    ],
+)
+def test_a_closing_row_that_was_not_recorded_holds_still(tmp_path, low, absolute, gripper, stored, told):
+    """Zero where commands are steps, the last one where they are places to go to; read again, a dataset says the same of it."""
+    from worldenv_cli.data.ingest import ingest_sources
+    from worldenv_cli.data.selection import Selection
+
+    path = lerobot_folder(tmp_path / "set", action=lambda n: (0.75 + 0.2 * numbers(n, n, 2)).astype(np.float32).tolist())
+    source = opened(path, ([low] * 2, [1.0] * 2))
+    recorded = source.read
+
+    def without_last(listed, cameras):
+        episode = recorded(listed, cameras)
+        episode.last_action = None
+        return episode
+
+    source.read, source.gripper = without_last, gripper
+    source.action |= {"absolute": True} if absolute else {}
+    ingest_sources([source], tmp_path / "out", Selection())
+    action, description = read_description(tmp_path / "out")["action"], read_description(tmp_path / "out")
+    for episode in read_dataset(tmp_path / "out"):
+        scale = ActionScale.described(action, 2, "out")
+        expected = [scale.to_recorded(episode.actions[-1])[i] if value == "last" else value for i, value in enumerate(stored)]
+        np.testing.assert_allclose(scale.to_recorded(episode.last_action), expected, atol=1e-6)
+    assert told in description["closing_row"]
+    ingested(tmp_path / "again", tmp_path / "out")
+    assert read_description(tmp_path / "again")["closing_row"] == description["closing_row"]
+    ingested(tmp_path / "both", tmp_path / "out", lerobot_folder(tmp_path / "other"))
+    both = read_description(tmp_path / "both")["closing_row"]
+    assert told in both and "is the one that was recorded with that observation" in both
+
+
 def test_the_closing_row_holds_the_sources_own_last_action(tmp_path):
     episodes, action, _ = ingested(tmp_path / "out", lerobot_folder(tmp_path / "set", action=degrees(60)))
     for episode, steps in zip(episodes, (6, 4), strict=True):
@@ -189,9 +228,8 @@ def test_the_fingers_tell_which_way_the_gripper_goes(tmp_path, opens, said):
 
 def test_a_gripper_is_turned_round_only_where_that_is_known(tmp_path):
     dark = [demonstration(seed, opens=1, fingers=False) for seed in range(2)]
-    fitted, _, lines = fitting_episodes(libero(), "set", dataset(tmp_path / "a", dark), None)
-    np.testing.assert_array_equal(fitted[0].actions, dark[0].actions)
-    assert any("which way it goes is not recorded" in line for line in lines)
+    with pytest.raises(UserError, match="action gripper: whether 1 opens or closes .* say it to worldenv ingest: --gripper"):
+        fitting_episodes(libero(), "set", dataset(tmp_path / "a", dark), None)
     told = dataset(tmp_path / "b", dark, gripper={"dimension": 6, "closes": -1})
     np.testing.assert_array_equal(fitting_episodes(libero(), "set", told, None)[0][0].actions[:, 6], -dark[0].actions[:, 6])
     with pytest.raises(UserError, match="--gripper"):

@@ -147,10 +147,69 @@ def test_bad_episodes_stop_or_are_left_out_and_listed(tmp_path):
     assert len(read_description(out)["skipped"]) == 1
 
 
+def test_what_is_left_out_is_written_without_this_machines_folders(tmp_path, monkeypatch):
+    """Also of sources that could not be opened, or of which nothing is taken, however they are named."""
+    whole, cut = libero_file(tmp_path / "a/open_it_demo.hdf5", lengths=(6, 2, 5)), tmp_path / "b/cut_demo.hdf5"
+    cut.parent.mkdir()
+    cut.write_bytes(whole.read_bytes()[:900])
+    short = libero_file(tmp_path / "c/shut_it_demo.hdf5", lengths=(2,))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for number, paths in enumerate(((whole, cut, short), ("../a", "../b/cut_demo.hdf5", "../c/shut_it_demo.hdf5"))):
+        out = tmp_path / f"set{number}"
+        result = run("ingest", *paths, "--out", out, "--skip-bad")
+        assert result.exit_code == 0 and result.output.count("left out: ") == 3, result.output
+        skipped = read_description(out)["skipped"]
+        assert sorted(line.partition("_demo")[0].rpartition("/")[2] for line in skipped) == ["cut", "open_it", "shut_it"]
+        texts = "".join(file.read_text() for file in out.rglob("*") if file.suffix in (".json", ".md"))
+        assert str(tmp_path) not in texts and "../" not in texts
+
+
+def test_names_with_line_breaks_do_not_break_lines(tmp_path):
+    feature = {"dtype": "image", "shape": [16, 16, 3], "names": ["height", "width", "channel"]}
+    path = lerobot_folder(tmp_path / "set", **{"observation.images.a\nb": lambda n: [{"bytes": b"", "path": None}] * n})
+    info = json.loads((path / "meta/info.json").read_text())
+    info["features"]["observation.images.a\nb"] = feature
+    (path / "meta/info.json").write_text(json.dumps(info))
+    assert "no picture there" in refused("ingest", path, "--out", tmp_path / "x")
+    info["features"]["observation.images.a\nb"] |= {"info": {"is_depth_map": True}}
+    (path / "meta/info.json").write_text(json.dumps(info))
+    assert "depth" in refused("ingest", path, "--out", tmp_path / "x")
+    said = run("ingest", path, "--out", tmp_path / "x", "--cameras", "front").output
+    assert "camera a b is left out" in said
+
+
 def test_no_episode_left_is_an_error(tmp_path):
     path = libero_file(tmp_path / "open_it_demo.hdf5", lengths=(2,))
     assert "no episodes to write" in refused("ingest", path, "--out", tmp_path / "set", "--skip-bad")
     assert not (tmp_path / "set").exists()
+    dark = lerobot_folder(tmp_path / "dark", **{"observation.images.front": lambda n: [{"bytes": b"GIF89a", "path": None}] * n})
+    message = refused("ingest", dark, "--out", tmp_path / "set", "--skip-bad")  # found out while pictures are read
+    assert "dark: no episodes to write, all 2 are left out: " in message and "a picture in a GIF file" in message
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dark", "open_it_demo.hdf5"]
+
+
+@pytest.mark.parametrize("make, camera", [(libero_file, "agentview_rgb"), (robomimic_file, "agentview_image")])
+def test_pictures_of_another_size_are_left_out_wherever_they_stand(tmp_path, make, camera):
+    import h5py
+
+    path = make(tmp_path / "open_it_demo.hdf5", lengths=(5, 5, 5))
+    with h5py.File(path, "a") as file:
+        first = file["data"][sorted(file["data"])[0]]
+        for group in {"obs", "next_obs"} & set(first):
+            small = first[f"{group}/{camera}"][()][:, :8, :8]
+            del first[f"{group}/{camera}"]
+            first[f"{group}/{camera}"] = small
+        name = first.name.rpartition("/")[2]
+    episodes = ingested(tmp_path / "set", path, "--instruction", "open it", "--skip-bad")
+    (skipped,) = read_description(tmp_path / "set")["skipped"]
+    assert len(episodes) == 2 and skipped.startswith(f"open_it_demo.hdf5: {name}, ") and "in most demonstrations" in skipped
+
+
+def test_a_source_that_is_given_twice_is_told(tmp_path, monkeypatch):
+    path = lerobot_folder(tmp_path / "set")
+    monkeypatch.chdir(tmp_path)
+    assert "given twice" in refused("ingest", path, "set", "--out", tmp_path / "out")
 
 
 @pytest.mark.parametrize(

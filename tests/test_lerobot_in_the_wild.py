@@ -383,3 +383,43 @@ def test_a_note_that_was_cut_off_is_no_obstacle(tmp_path, damage):
     note.write_text(damage)
     assert finished_episodes(folder) == []
     assert len(read_dataset(write(folder, [make_episode(0), make_episode(1)], resume=True))) == 2
+
+
+def test_numbers_may_lie_in_lists_or_categories_of_their_own(tmp_path):
+    """As other writers leave them: a list of one for every number, large lists, categories; the task as plain text."""
+    listed = {
+        "episode_index": lambda n: pa.array([[{6: 0, 4: 1}[n]]] * n, pa.large_list(pa.int64())),
+        "frame_index": lambda n: pa.array([[k] for k in range(n)], pa.large_list(pa.int64())),
+        "task_index": lambda n: pa.array([[0]] * n),
+        "action": lambda n: pa.array(numbers(n, n, 2).tolist(), pa.large_list(pa.float64())),
+    }
+    categories = {"task_index": lambda n: pa.array([0] * n).dictionary_encode(), "frame_index": lambda n: pa.array(range(n)).dictionary_encode()}
+    for number, (columns, tasks) in enumerate(((listed, []), (categories, []), (listed, ["pick it"]), ({}, "pick it"))):
+        path = lerobot_folder(tmp_path / f"set{number}", tasks=tasks, **columns)
+        (path / "meta/tasks.jsonl").write_text('{"task_index": 0, "task": "pick it"}\n')
+        ingested(tmp_path / f"out{number}", path)
+        assert [episode.instruction for episode in read_dataset(tmp_path / f"out{number}")] == ["pick it"] * 2
+
+
+def test_an_episode_that_is_listed_twice_is_told(tmp_path):
+    path = lerobot_folder(tmp_path / "set")
+    rows = (path / "meta/episodes.jsonl").read_text()
+    (path / "meta/episodes.jsonl").write_text(rows + rows.splitlines()[0])
+    assert "episode_index 0 occurs twice" in refused("ingest", path, "--out", tmp_path / "out")
+
+
+def test_instructions_are_asked_of_the_table_of_tasks_only_where_episodes_do_not_say_them(version_3, tmp_path):
+    folder, episodes = version_3
+    (folder / "meta/tasks.parquet").unlink()
+    assert {one.instruction for one in ingested(tmp_path / "out", folder)} == {one.instruction for one in episodes}
+
+
+def test_how_outcomes_are_known_is_said_of_every_file(tmp_path):
+    path = lerobot_folder(tmp_path / "set", **{"next.success": lambda n: np.arange(n) == n - 1})
+    table = path / "data/chunk-000/episode_000000.parquet"
+    pq.write_table(pq.read_table(table).drop_columns("next.success"), table)
+    result = run("ingest", path, "--out", tmp_path / "out")
+    assert "2 episodes: 1 success, 1 unknown (next.success, recorded)" in result.output
+    result = run("ingest", lerobot_folder(tmp_path / "bare"), "--out", tmp_path / "dark")
+    assert "2 unknown (unknown: neither" in result.output
+    assert "2 unknown (unknown, as the dataset says)" in run("ingest", tmp_path / "dark", "--out", tmp_path / "again").output

@@ -133,3 +133,48 @@ def test_unknown_episodes_reach_neither_cloning_nor_reflector_nor_gate():
     good.success, bad.success, dark.success = np.arange(6) > 3, np.zeros(6, bool), np.zeros(6, bool)
     dark.info["outcome"] = "unknown"
     assert successes([good, bad, dark]) == [good] and known([good, bad, dark]) == [good, bad]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\ufeffepisode,success\r\n0,1\r\n1,0\r\n",
+        " Episode , Success \n0 , True \n\nepisode 1 , FALSE \n",
+        'success,episode,note\n1.0,0,\n0.0,1,"dropped,\nthen left"\n',
+    ],
+)
+def test_labels_of_other_programs_are_read(tmp_path, text):
+    """A byte order mark, Windows' line ends, spaces, other cases and orders, numbers with a point, notes in quotes."""
+    labels = tmp_path / "labels.csv"
+    labels.write_bytes(text.encode())
+    assert outcomes(lerobot_folder(tmp_path / "set"), success=str(labels)) == ["success", "failure"]
+
+
+@pytest.mark.parametrize(
+    "name, text, told",
+    [
+        ("a.csv", "id,success\n0,1\n", "the heading is id, success"),
+        ("a.csv", "episode;success\n0;1\n", "the heading is episode;success"),
+        ("a.csv", "episode,success\n", "no row with an episode"),
+        ("a.csv", "", "no row with an episode"),
+        ("a.json", "{}", "no row with an episode"),
+        ("a.json", '{"0": true, "0": false}', "for the second time"),
+        ("a.json", "[" * 100_000, "cannot be read"),
+        ("a.json", "3", "cannot be read"),
+    ],
+)
+def test_files_of_labels_that_say_nothing_or_twice_are_told(tmp_path, name, text, told):
+    (tmp_path / name).write_text(text)
+    assert told in refused("ingest", lerobot_folder(tmp_path / "set"), "--out", tmp_path / "out", "--success", tmp_path / name)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_label_of_an_episode_that_is_left_out_is_no_mistake(tmp_path):
+    path = lerobot_folder(tmp_path / "set", lengths=(6, 4, 5))
+    (path / "meta/tasks.jsonl").write_text('{"task_index": 0, "task": "pick it"}\n')
+    rows = (path / "meta/episodes.jsonl").read_text().splitlines()
+    (path / "meta/episodes.jsonl").write_text("\n".join([*rows[:2], rows[2].replace('["pick it"]', "[]")]))
+    (path / "data/chunk-000/episode_000002.parquet").unlink()
+    (tmp_path / "labels.csv").write_text("episode,success\n0,1\n1,1\n2,0\n")
+    episodes, said = ingested(tmp_path / "out", path, "--success", tmp_path / "labels.csv", "--skip-bad")
+    assert len(episodes) == 2 and "episode '2' is not among those that are taken" in said and "left out: set: episode 2" in said

@@ -50,6 +50,7 @@ def logged(path: Path | None) -> Iterator[None]:
 
 def say(text: str) -> None:
     """One line for people, above a bar if there is one. Only the first of several processes speaks."""
+    text = " ".join(text.splitlines())  # names of other people's data may hold line breaks
     if _speaks():
         _note(text)
         if _voice != "quiet":

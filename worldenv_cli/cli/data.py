@@ -112,6 +112,7 @@ def _opened(sources: list[str], format: str | None, options: dict) -> tuple[list
     """(the sources of a command line, listed but not read; those that --skip-bad has left out, with the reasons)."""
     from pydantic import ValidationError
 
+    from ..data.description import without_folders
     from ..data.sources import SourceConfig, open_source
     from ..hub import resolve
 
@@ -128,7 +129,7 @@ def _opened(sources: list[str], format: str | None, options: dict) -> tuple[list
         except UserError as error:
             if not config.skip_bad or len(sources) == 1:
                 raise
-            unopened.append(str(error).replace(f"{Path(source).parent}/", ""))
+            unopened.append(without_folders(str(error), [Path(source)]))
     if not opened:
         raise UserError(unopened[0])
     return opened, unopened

@@ -1,6 +1,7 @@
 """What is said of a dataset that was made of recorded data: to people while it is made, and in meta/worldenv.json."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -36,10 +37,10 @@ def outcomes_of(sources: Sequence[Source], taken: dict[int, tuple[Source, Listed
     return rows
 
 
-def closing_row(sources: Sequence[Source], found: Survey, scale: ActionScale) -> str:
+def closing_row(sources: Sequence[Source], taken: dict[int, tuple[Source, Listed]], found: Survey, scale: ActionScale) -> str:
     if len(sources) == 1 and sources[0].closing_row:
         return sources[0].closing_row
-    return CLOSING_ROW.format(action=closing_rule(sources, [one.has_last for one in found.episodes.values()], scale))
+    return CLOSING_ROW.format(action=closing_rule([(taken[number][0], one.has_last) for number, one in found.episodes.items()], scale))
 
 
 def identity(source: Source) -> dict:
@@ -51,11 +52,13 @@ def identity(source: Source) -> dict:
     return {"name": source.path.name, "bytes": sum(path.stat().st_size for path in files_of(source.path)), **found}
 
 
-def without_folders(line: str, chosen: Sequence[tuple[Source, Listed]]) -> str:
-    """A line about a source, without the folders of this machine in which it lies."""
-    for folder in {f"{source.path.parent}/" for source, _ in chosen} - {"./", "/"}:
-        line = line.replace(folder, "")
-    return line
+def without_folders(line: str, paths: Iterable[Path]) -> str:
+    """A line about sources, in one line and without the folders of this machine in which they lie."""
+    names = {str(form): path.name or path.absolute().name for path in paths for form in (path, path.absolute(), path.resolve())}
+    for full in sorted(names, key=len, reverse=True):
+        if "/" in full:
+            line = line.replace(full, names[full])
+    return " ".join(line.splitlines())
 
 
 def describe(sources: Sequence[Source], cameras: dict[str, str], selection: Selection, scale: ActionScale, about: dict) -> dict:

@@ -103,10 +103,11 @@ def _to_gripper(env, where: str, action: dict, episodes: Sequence[Episode]) -> l
     if there is None:
         there, how = closing_sign(episodes, dimension, env.description()["state"]["opening"]), "as its fingers move"
     if there is None:
-        closing = "closes" if here > 0 else "opens"
-        return [
-            f"action {env.action_names[dimension]}: which way it goes is not recorded, taken as the environment's (1 {closing}); else say --gripper"
-        ]
+        name, closing = env.action_names[dimension], "closes" if here > 0 else "opens"
+        raise UserError(
+            f"{where}: action {name}: whether 1 opens or closes the gripper is not recorded, and the states do not tell (1 {closing} in the recipe's "
+            "env); say it to worldenv ingest: --gripper '1 opens' or --gripper '1 closes'"
+        )
     if there == here:
         return []
     for episode in episodes:

@@ -83,9 +83,14 @@ class _Plan:
     chosen: list[tuple[Source, Listed]]
     identities: list[dict]  # of the sources, for the record
     skipped: list[str]  # what is left out, completed by what is found out on the way
+    paths: list[Path]  # of the sources, which no file of the dataset names
 
 
 def _planned(sources: Sequence[Source], selection: Selection, unopened: Sequence[str]) -> _Plan:
+    real = [source.path.resolve() for source in sources]
+    twice = next((path for path in real if real.count(path) > 1), None)
+    if twice is not None:
+        raise UserError(f"{sources[real.index(twice)].path}: given twice, expected every source once; leave one of them out")
     for source in sources:
         if source.control_hz is None:
             raise UserError(f"{source.path}: the source does not record its control rate; tell it: --control-hz 20, say")
@@ -96,7 +101,7 @@ def _planned(sources: Sequence[Source], selection: Selection, unopened: Sequence
     if not chosen:
         listed = sum(len(source.episodes) for source in sources)
         raise UserError(f"{sources[0].path}: none of {listed} episodes can be taken: {skipped[0] if skipped else 'there are none'}")
-    return _Plan(selection, cameras, chosen, [identity(source) for source in sources], skipped)
+    return _Plan(selection, cameras, chosen, [identity(source) for source in sources], skipped, [source.path for source in sources])
 
 
 def _write(workshop: Path, out: Path, plan: _Plan, found: Survey, file_size_in_mb: int) -> None:
@@ -113,8 +118,8 @@ def _write(workshop: Path, out: Path, plan: _Plan, found: Survey, file_size_in_m
     description = describe(used, cameras, selection, scale, about) | {
         "sources": plan.identities,
         "outcome": outcomes_of(used, taken, found),
-        "closing_row": closing_row(used, found, scale),
-        "notes": [line for source in used for line in source.notes] + lines,
+        "closing_row": closing_row(used, taken, found, scale),
+        "notes": [without_folders(line, plan.paths) for line in [*(note for source in used for note in source.notes), *lines]],
         "skipped": [],
     }
     done = {info["number"] for info in finished_episodes(workshop)} if (workshop / UNFINISHED).is_dir() else set()
@@ -123,9 +128,13 @@ def _write(workshop: Path, out: Path, plan: _Plan, found: Survey, file_size_in_m
     names = {number: f"{source.path}: {listed.name}" for number, (source, listed) in taken.items()}
     remaining = {number: one for number, one in taken.items() if number not in done}
 
+    before = len(skipped)
+
     def episodes() -> Iterator[Episode]:
         yield from read_ahead(remaining, cameras, selection, scale, skipped)
-        description["skipped"] = [without_folders(line, plan.chosen) for line in skipped]  # once all are known
+        if not done and len(skipped) - before == len(remaining):
+            raise UserError(f"{plan.paths[0]}: no episodes to write, all {len(remaining)} are left out: {skipped[before]}")
+        description["skipped"] = [without_folders(line, plan.paths) for line in skipped]  # once all are known
 
     write_dataset(
         workshop,

@@ -5,6 +5,7 @@ dropped, because nothing was observed after its action, belongs to the last fram
 """
 
 import csv
+import io
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from ..errors import UserError
 from .layout import UNKNOWN, Episode
 
 LONGEST_LABELS = 64 * 2**20  # bytes of a file of labels
-TRUE, FALSE = ("1", "true", "yes", "success"), ("0", "false", "no", "failure")
+TRUE, FALSE = ("1", "1.0", "true", "yes", "success"), ("0", "0.0", "false", "no", "failure")
 
 
 def flags(where: str, name: str, values: np.ndarray) -> np.ndarray:
@@ -95,11 +96,13 @@ def read_labels(path: Path, control_hz: float | None) -> dict[str, Label]:
         raise UserError(f"--success {path}: no file of labels, expected CSV or JSON with the columns episode and success")
     try:
         text = path.read_text(encoding="utf-8-sig")
-        rows = _json_rows(json.loads(text)) if path.suffix == ".json" else list(csv.DictReader(text.splitlines(), skipinitialspace=True))
-    except (ValueError, TypeError, csv.Error) as error:
+        rows = _json_rows(text) if path.suffix == ".json" else _csv_rows(path, text)
+    except (ValueError, TypeError, RecursionError, csv.Error) as error:
         raise UserError(
             f"--success {path}: cannot be read ({str(error).splitlines()[0]}); expected CSV or JSON with the columns episode and success"
         ) from error
+    if not rows:
+        raise UserError(f"--success {path}: no row with an episode; expected CSV or JSON with the columns episode and success")
     labels: dict[str, Label] = {}
     for number, row in enumerate(rows, 1):
         where = f"--success {path}: row {number}"
@@ -114,8 +117,25 @@ def read_labels(path: Path, control_hz: float | None) -> dict[str, Label]:
     return labels
 
 
-def _json_rows(found) -> list:
-    return [{"episode": name, "success": value} for name, value in found.items()] if isinstance(found, dict) else list(found)
+def _csv_rows(path: Path, text: str) -> list[dict]:
+    """Rows by the heading's words, whatever their case and the spaces around them."""
+    lines = [line for line in csv.reader(io.StringIO(text), skipinitialspace=True) if any(cell.strip() for cell in line)]
+    heading = [word.strip().lower() for word in lines[0]] if lines else []
+    if lines and not {"episode", "success"} <= set(heading):
+        raise UserError(f"--success {path}: the heading is {', '.join(heading)[:80]}, expected an episode and a success; name the columns so")
+    return [dict(zip(heading, line, strict=False)) for line in lines[1:]]
+
+
+def _json_rows(text: str) -> list:
+    """A list as it is; of an object each pair, so that an episode that is named twice is seen."""
+    found = json.loads(text, object_pairs_hook=_Pairs)
+    if isinstance(found, _Pairs):
+        return [{"episode": name, "success": value} for name, value in found]
+    return [dict(row) if isinstance(row, _Pairs) else row for row in found]
+
+
+class _Pairs(list):
+    """A JSON object, every pair of it."""
 
 
 def _frame(where: str, row: dict, control_hz: float | None) -> int | None:
@@ -129,14 +149,20 @@ def _frame(where: str, row: dict, control_hz: float | None) -> int | None:
         raise UserError(f"{where}: {name} is {str(row[name])[:40]!r}, expected a number" + (" and --control-hz" if name == "time" else "")) from error
 
 
-def of_names(path: str, names: Sequence[str], labels: dict[str, Label]) -> dict[str, Label]:
-    """{episode's whole name: its label}: a label may use the name, the part of it behind the file, or the number in it."""
+def of_names(path: str, names: Sequence[str], labels: dict[str, Label], absent: list[str] | None = None) -> dict[str, Label]:
+    """{episode's whole name: its label}: a label may use the name, the part of it behind the file, or the number in it.
+
+    What is no episode's name is an error, or added to `absent`.
+    """
     called: dict[str, list[str]] = {}
     for name in names:
         short = name.rpartition(": ")[2]
         number = short[len(short.rstrip("0123456789")) :]
         for alias in {name, short, number} - {""}:
             called.setdefault(alias, []).append(name)
+    if absent is not None:
+        absent += [alias for alias in labels if alias not in called]
+        labels = {alias: told for alias, told in labels.items() if alias in called}
     for alias in labels:
         if len(called.get(alias, ())) != 1:
             told = "not in the source" if alias not in called else f"the name of {len(called[alias])} episodes"

@@ -13,6 +13,7 @@ from ..errors import UserError
 
 AGAIN = "copy or download the dataset again"
 MODES = ("RGB", "RGBA", "L", "LA", "P", "PA", "1")  # of eight bits or less: alpha is dropped, grey becomes three equal colours
+OTHER_FILES = {b"GIF8": "GIF", b"RIFF": "WebP", b"BM": "BMP", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"\0\0\0\x0cjP": "JPEG 2000"}  # by how they begin
 LEAVE_OUT = "leave the camera out with --cameras"
 
 
@@ -29,6 +30,9 @@ def decoded(data: bytes | None, height: int, width: int, where: str) -> np.ndarr
                 raise UserError(f"{where}: a picture of {image.height} x {image.width}, expected {height} x {width} as the source declares it")
             return np.asarray(image.convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        kind = next((kind for start, kind in OTHER_FILES.items() if data.startswith(start)), None)
+        if kind:
+            raise UserError(f"{where}: a picture in a {kind} file, expected a PNG or JPEG; {LEAVE_OUT}, or convert it") from error
         raise UserError(f"{where}: not a whole PNG or JPEG picture; {AGAIN}") from error
 
 

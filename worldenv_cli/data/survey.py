@@ -19,6 +19,7 @@ STRETCHED = 2.0  # ... to that many times what all others need
 
 RECORDED = "is the one that was recorded with that observation"
 REPEATED = "repeats the last command, since commands here are targets"
+BUT_THE_GRIPPER = ", but for the gripper's, which repeats its last command"
 
 
 @dataclass(frozen=True)
@@ -144,10 +145,21 @@ def _repeats(scale: ActionScale, source: Source) -> bool:
     return bool(source.action.get("absolute")) or bool((np.abs(scale.to_unit(np.zeros(len(source.action_names)))) > 1).any())
 
 
-def closing_rule(sources: Sequence[Source], recorded: Iterable[bool], scale: ActionScale) -> str:
-    recorded = list(recorded)
-    rules = [RECORDED] if any(recorded) else []
-    for source in sources if not all(recorded) else ():
-        still = HELD if source.gripper is None else f"{HELD}, but for the gripper's, which repeats its last command"
-        rules.append(REPEATED if _repeats(scale, source) else still)
+def closing_rule(recorded: Iterable[tuple[Source, bool]], scale: ActionScale) -> str:
+    """What the closing rows of episodes hold, each with its source and whether an action was recorded with its last observation.
+
+    A dataset of ours that is read again has an action in every closing row, but says itself which of them were recorded.
+    """
+    rules: list[str] = []
+    for source, has_last in {(id(source), has_last): (source, has_last) for source, has_last in recorded}.values():
+        held = f"{HELD}{BUT_THE_GRIPPER}"
+        if has_last and source.closing_row:
+            rules += [rule for rule in (RECORDED, REPEATED, held) if rule in source.closing_row]
+            rules += [HELD] if source.closing_row.count(HELD) > source.closing_row.count(held) else []
+        elif has_last:
+            rules.append(RECORDED)
+        elif _repeats(scale, source):
+            rules.append(REPEATED)
+        else:
+            rules.append(HELD if source.gripper is None else held)
     return ", or ".join(dict.fromkeys(rules))

@@ -75,16 +75,25 @@ def read_table(path: Path, columns: list[str], optional: tuple[str, ...] = (), g
                 f"{path}: no column {missing} among {present[:20]}; expected it there, or choose others with --state, --action and --cameras"
             )
         wanted = [*columns, *(column for column in optional if column in present and column not in columns)]
-        return file.read(wanted) if groups is None else file.read_row_groups(groups, wanted)
+        return _plain(file.read(wanted) if groups is None else file.read_row_groups(groups, wanted))
+
+
+def _plain(table: pa.Table) -> pa.Table:
+    """Columns that were stored as categories, as what those stand for."""
+    for number, field in enumerate(table.schema):
+        if pa.types.is_dictionary(field.type):
+            table = table.set_column(number, field.name, table[field.name].cast(field.type.value_type))
+    return table
 
 
 def read_tasks(folder: Path) -> dict[int, str]:
     """{task_index: instruction}. LeRobot keeps the instructions in the index of a pandas frame, with or without a name."""
     table = read_table(folder / TASKS, ["task_index"], ("task", "__index_level_0__"), most=MOST_EPISODES)
-    if table.num_columns != 2:
+    name = next((name for name in ("task", "__index_level_0__") if name in table.column_names), None)
+    if name is None:
         raise UserError(f"{folder / TASKS}: no instructions, expected them in the index; {AGAIN}")
-    instructions = table.drop_columns("task_index").column(0)
-    return dict(zip(table["task_index"].to_pylist(), map(str, instructions.to_pylist()), strict=True))
+    pairs = zip(table["task_index"].to_pylist(), table[name].to_pylist(), strict=True)
+    return {number: "" if text is None else str(text) for number, text in pairs}
 
 
 def read_rows(folder: Path, columns: tuple[str, ...] = (), optional: tuple[str, ...] = ()) -> list[dict]:

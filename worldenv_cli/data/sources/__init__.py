@@ -35,7 +35,9 @@ def open_source(path: Path, config: SourceConfig, format: str | None = None) -> 
         source.gripper = {"dimension": len(source.action_names) - 1, "closes": 1 if config.gripper == "1 closes" else -1}
     labels: dict[str, Label] = {}
     if labels_file:
-        labels = of_names(str(path), [listed.name for listed in source.episodes], read_labels(Path(config.success), source.control_hz))
+        absent: list[str] | None = [] if source.unusable else None  # the label of an episode that was left out is no mistake
+        labels = of_names(str(path), [listed.name for listed in source.episodes], read_labels(Path(config.success), source.control_hz), absent)
+        source.notes += [f"--success: episode {name!r} is not among those that are taken" for name in absent or ()]
         source.outcome = f"{len(labels)} of {len(source.episodes)} told by {Path(config.success).name}; else {source.outcome}"
         source.read_as |= {"success": Path(config.success).name, "labels": sha256(Path(config.success).read_bytes()).hexdigest()}
     if config.outcome is not None:

@@ -97,16 +97,22 @@ def alike(demos: Sequence[Demonstration], unusable: list[str], skip_bad: bool) -
 
 
 def with_cameras(demos: Sequence[Demonstration], unusable: list[str], skip_bad: bool) -> list[Demonstration]:
-    """All of them, or with `skip_bad` those that have the cameras that most have."""
-    if not skip_bad:
+    """All of them, or with `skip_bad` those that have the cameras that most have, with pictures of the size that most have."""
+    if not skip_bad or not demos:
         return list(demos)
     most = Counter(frozenset(demo.cameras) for demo in demos).most_common(1)[0][0]
-    unusable += [
-        f"{demo.where}: no {', '.join(sorted(most - set(demo.cameras)))}, which most demonstrations have"
-        for demo in demos
-        if most - set(demo.cameras)
-    ]
-    return [demo for demo in demos if most <= set(demo.cameras)]
+    sizes = {name: Counter(tuple(demo.cameras[name]) for demo in demos if name in demo.cameras).most_common(1)[0][0] for name in most}
+    kept = []
+    for demo in demos:
+        with left_out(unusable, skip_bad):
+            missing = sorted(most - set(demo.cameras))
+            if missing:
+                raise UserError(f"{demo.where}: no {', '.join(missing)}, which most demonstrations have")
+            for name, size in sizes.items():
+                if tuple(demo.cameras[name]) != size:
+                    raise UserError(f"{demo.where}, {name}: pictures of {demo.cameras[name]}, but {list(size)} in most demonstrations")
+            kept.append(demo)
+    return kept
 
 
 def common_cameras(demos: Sequence[Demonstration]) -> tuple[list[str], dict[str, str]]:

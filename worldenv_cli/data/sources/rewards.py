@@ -36,7 +36,7 @@ def by_rewards(column: str, all_rewards: Iterable[np.ndarray], zeros_count: bool
         if values.dtype.kind in "biuf":
             sizes |= set(np.unique(values[np.isfinite(values)]).tolist()[:4])
     if not sizes:
-        return Outcomes(f"unknown: no {column} are recorded; {TELL}")
+        return Outcomes(f"unknown: {column} not recorded, or no finite numbers; {TELL}")
     above = sorted(size for size in sizes if size > 0)
     if len(above) > 1 or min(sizes) < 0 or (above not in ([], [1.0]) and 0 not in sizes):
         return Outcomes(f"unknown: {column} of several sizes are no success; {TELL}")

@@ -112,17 +112,25 @@ def _columns(rows: Rows, tables) -> list[str] | None:
 
 
 def _outcome(reader: Reader, episodes: Sequence[Listed]) -> str:
-    if not episodes:
-        return UNKNOWN
-    place: Place = episodes[0].key[0]
-    try:
-        column = reader.outcome_column(reader.rows.find(place.index, place.table)[0])
-    except UserError:
-        if reader.success is not None:
-            raise
-        return UNKNOWN
+    """One line; files may differ in what they record, and a dataset of ours knows of which episodes it is unknown."""
+    places = [listed.key[0] for listed in episodes]
+    known = [place for place in places if place.facts.get("outcome") != UNKNOWN or reader.success is not None]
+    if not known:
+        return f"{UNKNOWN}, as the dataset says" if places else UNKNOWN
+    columns = {}
+    for file in dict.fromkeys(place.table for place in known if place.table is not None and place.table.is_file()):
+        try:
+            columns[reader.outcome_column(file)] = None
+        except UserError:
+            if reader.success is not None:
+                raise
+    lines = [_told(reader, column) for column in columns if column]
+    return "; ".join(lines) if lines else "unknown: neither next.success nor next.reward is recorded"
+
+
+def _told(reader: Reader, column: str) -> str:
     told = "named by --success" if reader.success else "above 0" if column == "next.reward" else "recorded"
-    return f"{column}, {told}" if column else "unknown: neither next.success nor next.reward is recorded"
+    return f"{column}, {told}"
 
 
 def _unit(action: dict):

@@ -4,11 +4,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, Any
 
-from pydantic import BaseModel, NonNegativeInt
+from pydantic import BaseModel, BeforeValidator, NonNegativeInt
 
 from ....errors import UserError
-from ...layout import DATA, INFO, TASKS, VIDEO
+from ...layout import DATA, DESCRIPTION, INFO, TASKS, VIDEO
 from ...pictures import AGAIN
 from ...tables import LARGEST_JSON, placed, read_rows, read_tasks
 from ..source import Listed, SourceConfig, validated
@@ -19,9 +20,13 @@ OLD_DATA = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
 LONGEST = 2000  # characters of an instruction
 
 
+def _listed_texts(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
 class _Row(BaseModel):
     episode_index: NonNegativeInt
-    tasks: list[str] | None = None
+    tasks: Annotated[list[str], BeforeValidator(_listed_texts)] | None = None
     length: NonNegativeInt | None = None
 
 
@@ -59,8 +64,9 @@ def places_of(path: Path, info: Info, filmed: Sequence[str], config: SourceConfi
         return _places(path, info, filmed, config)
     tasks_file = path / "meta/tasks.jsonl"
     tasks = {row.task_index: row.task for row in _lines(tasks_file, _Task)} if tasks_file.is_file() and config.instruction is None else {}
-    found = []
-    for row in _lines(path / "meta/episodes.jsonl", _Row):
+    found, lines = [], _lines(path / "meta/episodes.jsonl", _Row)
+    _check_once(path / "meta/episodes.jsonl", [row.episode_index for row in lines])
+    for row in lines:
         numbers = {"episode_chunk": row.episode_index // info.chunks_size, "episode_index": row.episode_index}
         table = placed(path, info.data_path, numbers, "data_path", OLD_DATA)
         films = {name: Film(placed(path, info.video_path or "", numbers | {"video_key": name}, "video_path", VIDEO)) for name in filmed}
@@ -78,9 +84,10 @@ def _places(path: Path, info: Info, filmed: Sequence[str], config: SourceConfig)
             f"{path}/meta/episodes: {len(rows)} episodes, expected {info.total_episodes} as {INFO} says; {AGAIN}, or take those: --skip-bad"
         )
     declared = {row["episode_index"]: validated(_Row, row, f"{path}/meta/episodes: episode {row['episode_index']}") for row in rows}
-    if len(declared) != len(rows):
-        raise UserError(f"{path}/meta/episodes: an episode_index occurs twice, expected one row for each episode; {AGAIN}")
-    tasks = {} if config.instruction is not None else read_tasks(path)
+    _check_once(path / "meta/episodes", [row["episode_index"] for row in rows])
+    ours, complete = (path / DESCRIPTION).is_file(), all(row.tasks for row in declared.values())
+    needed = config.instruction is None and ((path / TASKS).is_file() or ours or not complete)
+    tasks = read_tasks(path) if needed else {}
     films = {name: _films(path, info, name, rows, keys) for name in filmed}
     found = []
     for row in rows:
@@ -91,6 +98,12 @@ def _places(path: Path, info: Info, filmed: Sequence[str], config: SourceConfig)
         facts = facts_of(row.get("worldenv_info"), f"{path}: episode {known.episode_index}")
         found.append((Place(known.episode_index, table, known.length, mine, facts=facts), known.tasks))
     return found, tasks
+
+
+def _check_once(where: Path, numbers: Sequence[int]) -> None:
+    if len(set(numbers)) != len(numbers):
+        twice = max(numbers, key=numbers.count)
+        raise UserError(f"{where}: episode_index {twice} occurs twice, expected one row for each episode; {AGAIN}")
 
 
 def _films(path: Path, info: Info, name: str, rows: list[dict], keys: Sequence[str]) -> dict[int, Film]:
@@ -155,8 +168,7 @@ def listed(path: Path, place: Place, declared: list[str] | None, tasks: dict[int
 def _by_rows(place: Place, tasks: dict[int, str], rows: Rows, declared: list[str]) -> tuple[str, str]:
     """(instruction, why there is none)"""
     file, mine = rows.find(place.index, place.table)
-    table = rows.read(file, mine, ["task_index"])
-    numbers = list(dict.fromkeys(table["task_index"].to_pylist())) if table.num_columns else []
+    numbers = rows.tasks(file, mine)
     texts = list(dict.fromkeys(" ".join(tasks[number].split()) if number in tasks else "" for number in numbers))
     if len(texts) == 1 and texts[0]:
         return texts[0], ""

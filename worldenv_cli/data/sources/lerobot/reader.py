@@ -17,7 +17,7 @@ from ...tables import inside, read_numbers, read_pictures
 from ..source import Listed
 from .episodes import Film, Place
 from .info import Feature, picture_size
-from .rows import Rows
+from .rows import Rows, task_numbers
 
 OFF_GRID = 0.25  # periods by which a timestamp may be away from its row's and still be of the stated rate
 LARGEST_PICTURE = 64 * 2**20  # bytes of a file beside the table
@@ -92,7 +92,7 @@ class Reader:
         return self.success or next((name for name in ("next.success", "next.reward") if name in present), None)
 
     def _check_task(self, where: str, table: pa.Table, place: Place) -> None:
-        numbers = set(table["task_index"].to_pylist()) if place.task is not None and "task_index" in table.column_names else set()
+        numbers = set(task_numbers(table)) if place.task is not None else set()
         if numbers - {place.task}:
             shown = sorted(numbers, key=str)[:8]
             raise UserError(

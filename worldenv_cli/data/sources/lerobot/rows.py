@@ -12,6 +12,12 @@ from ...pictures import AGAIN
 from ...tables import columns_of, inside, opened_table, read_table
 
 
+def task_numbers(table: pa.Table) -> list[int]:
+    """Every task_index of a table once; in some sets each lies in a list of its own."""
+    values = table["task_index"].to_pylist() if "task_index" in table.column_names else []
+    return list(dict.fromkeys(number for value in values for number in (value if isinstance(value, list) else [value])))
+
+
 class Rows:
     """The data files of a set."""
 
@@ -50,6 +56,10 @@ class Rows:
         present = [column for column in dict.fromkeys(columns) if column in self.columns(file)]
         return read_table(file, present, groups=list(groups)).take(pa.array(rows - begin)) if present else pa.table({})
 
+    def tasks(self, file: Path, rows: np.ndarray) -> list[int]:
+        """The task_index of those rows, each once; none where the file does not say."""
+        return task_numbers(self.read(file, rows, ["task_index"]))
+
     def says_nothing(self, file: Path) -> bool:
         return self.one_each and "episode_index" not in self.columns(file)
 
@@ -60,7 +70,7 @@ class Rows:
         if self.says_nothing(file):
             return np.zeros(0, int), np.cumsum(counts or [0])
         owners = read_table(file, ["episode_index"])["episode_index"]
-        if pa.types.is_list(owners.type) or pa.types.is_fixed_size_list(owners.type):
+        if pa.types.is_list(owners.type) or pa.types.is_large_list(owners.type) or pa.types.is_fixed_size_list(owners.type):
             owners = owners.combine_chunks().flatten()
         if owners.null_count or not pa.types.is_integer(owners.type) or len(owners) != sum(counts):
             raise UserError(f"{file}: episode_index is {owners.type}, expected a whole number in every row; {AGAIN}")
