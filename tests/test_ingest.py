@@ -185,7 +185,7 @@ def test_no_episode_left_is_an_error(tmp_path):
     assert not (tmp_path / "set").exists()
     dark = lerobot_folder(tmp_path / "dark", **{"observation.images.front": lambda n: [{"bytes": b"GIF89a", "path": None}] * n})
     message = refused("ingest", dark, "--out", tmp_path / "set", "--skip-bad")  # found out while pictures are read
-    assert "dark: no episodes to write, all 2 are left out: " in message and "a picture in a GIF file" in message
+    assert "dark: no episodes to write, all 2 are left out: " in message and "but a GIF file" in message
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dark", "open_it_demo.hdf5"]
 
 

@@ -32,7 +32,7 @@ def decoded(data: bytes | None, height: int, width: int, where: str) -> np.ndarr
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         kind = next((kind for start, kind in OTHER_FILES.items() if data.startswith(start)), None)
         if kind:
-            raise UserError(f"{where}: a picture in a {kind} file, expected a PNG or JPEG; {LEAVE_OUT}, or convert it") from error
+            raise UserError(f"{where}: not a whole PNG or JPEG picture, but a {kind} file; {LEAVE_OUT}, or convert it") from error
         raise UserError(f"{where}: not a whole PNG or JPEG picture; {AGAIN}") from error
 
 
