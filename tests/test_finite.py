@@ -63,7 +63,7 @@ def test_a_checkpoint_of_a_vla_with_such_weights_is_refused(tmp_path):
     tensors[name][0, 0] = torch.inf
     save_file(tensors, folder / "model.safetensors")
     config = VLAConfig(model=str(folder), statistics="dataset", resolution=32, gripper="as recorded")
-    with pytest.raises(UserError, match=r"1 of \d+ numbers in .*action_out_proj.weight are not finite; download it again"):
+    with pytest.raises(UserError, match="action_out_proj.weight holds values that are not finite .*; use an earlier checkpoint"):
         load_vla(config)
 
 

@@ -17,12 +17,12 @@ from worldenv_cli.simulator.unet import Conditions, VideoUNet
 @pytest.mark.parametrize(
     "settings, message",
     [
-        (["env.resolution=84"], r"recipe: env.resolution is 84, expected a multiple of 16 pixels \(policy 8, simulator 16, reflector 16\); choose 80 or 96$"),
+        (["env.resolution=84"], r"env.resolution is 84, expected a multiple of 16 pixels \(policy 8, simulator 16, reflector 16\); choose 80 or 96$"),
         (["env.resolution=72"], "recipe: env.resolution is 72, expected a multiple of 16 pixels .*; choose 64 or 80$"),
-        (["env.resolution=72", "simulator.unet.channels=[32, 64]"], r"a multiple of 16 pixels \(policy 8, simulator 8, reflector 16\); choose 64 or 80$"),
+        (["env.resolution=72", "simulator.unet.channels=[32, 64]"], r"16 pixels \(policy 8, simulator 8, reflector 16\); choose 64 or 80$"),
         (["env.resolution=48", "simulator.unet.channels=[8, 8, 8, 8]"], "a multiple of 32 pixels .*; choose 32 or 64$"),
-        (["env.resolution=20", "simulator.unet.block=8"], "a multiple of 16 pixels .*; choose 16 or 32$"),
-        (["env.resolution=100", "policy={model: owner/name}"], r"a multiple of 16 pixels \(policy 1, simulator 16, reflector 16\); choose 96 or 112$"),
+        (["env.resolution=20", "simulator.unet.block=8"], "a multiple of 32 pixels .*; choose 32$"),
+        (["env.resolution=100", "policy={model: owner/name}"], r"16 pixels \(policy 1, simulator 16, reflector 16\); choose 96 or 112$"),
         (["policy.channels=[50, 64]"], "policy.channels.0: found 50, expected a multiple of 8$"),
         (["simulator.unet.channels=[32, 60]"], "simulator.unet.channels.1: found 60, expected a multiple of 8$"),
         (["reflector.channels=[64, 64, 4]"], "reflector.channels.2: found 4, expected .*8$"),

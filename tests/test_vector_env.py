@@ -187,7 +187,7 @@ def test_closing_ends_the_workers(mini):
 
 def test_a_mistake_in_one_worker_leaves_the_others_in_step(mini):
     """An answer that nobody reads would be taken for the next one's."""
-    env = RealVectorEnv(small(mini, {"drawer-clos-v3": "a misspelt name", DRAWER: "close the drawer"}, rows=2))
+    env = RealVectorEnv(small(mini, {DRAWER: "close the drawer"}, rows=2))
     try:
         with pytest.raises(UserError, match="did you mean 'drawer-close-v3'"):
             env.reset(options={"starts": [("drawer-clos-v3", 0), (DRAWER, 1)]})
