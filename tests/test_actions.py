@@ -233,7 +233,18 @@ def test_a_gripper_is_turned_round_only_where_that_is_known(tmp_path):
     told = dataset(tmp_path / "b", dark, gripper={"dimension": 6, "closes": -1})
     np.testing.assert_array_equal(fitting_episodes(libero(), "set", told, None)[0][0].actions[:, 6], -dark[0].actions[:, 6])
     with pytest.raises(UserError, match="--gripper"):
-        fitting_episodes(libero(), "set", dataset(tmp_path / "c", dark, gripper={"dimension": 6, "open": 1.0, "closed": 0.0}), None)
+        fitting_episodes(libero(), "set", dataset(tmp_path / "c", dark, gripper={"dimension": 6, "open": 0.04, "closed": 0.0}), None)
+
+
+@pytest.mark.parametrize("gripper", [{"dimension": 6, "open": 1.0, "closed": 0.0}, {"dimension": 6, "closes": -1}])
+def test_a_gripper_of_zero_and_one_becomes_minus_one_and_one(tmp_path, gripper):
+    """As Open X-Embodiment has it, 1 open and 0 closed: 0 would hold still where -1 opens and 1 closes."""
+    binary = [demonstration(seed, opens=1, fingers=False) for seed in range(2)]
+    for episode in binary:
+        episode.actions[:, 6] = np.arange(len(episode.actions)) % 2
+    fitted, _, lines = fitting_episodes(libero(), "set", dataset(tmp_path / "a", binary, gripper=gripper), None)
+    np.testing.assert_array_equal(fitted[0].actions[:, 6], np.where(np.arange(len(fitted[0].actions)) % 2, -1, 1))
+    assert any("becomes -1 or 1" in line for line in lines) and any("turned round" in line for line in lines)
 
 
 def test_demonstrations_without_outcomes_can_be_said_to_succeed(tmp_path):

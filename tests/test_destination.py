@@ -240,3 +240,12 @@ def test_inspect_onto_the_users_picture(tmp_path):
     for sheet in ("photo.png", "image.hdf5", "."):
         refused("inspect", source, "--sheet", tmp_path / sheet)
     assert state(tmp_path) == before
+
+
+@pytest.mark.parametrize("out", ["~", "~/runs", "~someone/runs"])
+def test_a_home_folder_that_no_shell_has_filled_in(tmp_path, monkeypatch, out):
+    """A folder called ~ would look like success, and cleaning it up would delete the home folder."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="begins with ~, which your shell did not replace"):
+        check_destination(Path(out), "run")
+    assert not list(tmp_path.iterdir())

@@ -21,6 +21,8 @@ def check_destination(out: Path, kind: str, sources: Sequence[Path] = ()) -> Non
     the folder of a run or a pool keeps what else is there. `sources`, what is read, may neither be that place, nor hold it, nor lie inside it.
     Symbolic links are followed first. Nothing is written here.
     """
+    if str(out).startswith("~"):
+        raise UserError(f"{out} begins with ~, which your shell did not replace by your home folder: write the whole path")
     place = Path(os.path.realpath(out))
     for source in sources:
         if os.path.lexists(source):  # others are names on the Hub

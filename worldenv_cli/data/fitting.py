@@ -1,6 +1,6 @@
 """A dataset brought into a recipe's environment: its commands in the environment's own units, its gripper the same way round, its tasks by name."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -108,15 +108,33 @@ def _to_gripper(env, where: str, action: dict, episodes: Sequence[Episode]) -> l
             f"{where}: action {name}: whether 1 opens or closes the gripper is not recorded, and the states do not tell (1 {closing} in the recipe's "
             "env); say it to worldenv ingest: --gripper '1 opens' or --gripper '1 closes'"
         )
-    if there == here:
-        return []
+    lines, name = [], env.action_names[dimension]
+    if not _of_this_controller(env, action) and _is_binary(episodes, dimension):
+        _change(episodes, dimension, lambda commands: 2 * commands - 1)
+        lines.append(f"action {name}: it is 0 or 1 in the dataset, and becomes -1 or 1 for the environment")
+    if there != here:
+        _change(episodes, dimension, lambda commands: -commands)
+        lines.append(f"action {name}: 1 {'opens' if there < 0 else 'closes'} in the dataset, {how}, and is turned round for the environment")
+    return lines
+
+
+def _of_this_controller(env, action: dict) -> bool:
+    """Whether the dataset says that an action of 1 means there what it means here."""
+    unit = action.get("recorded_unit") if "offset" in action else action.get("unit")
+    return bool(env.command_unit) and _flat(unit) and len(unit) == len(env.command_unit) and np.allclose(unit, env.command_unit)
+
+
+def _is_binary(episodes: Sequence[Episode], dimension: int) -> bool:
+    """Whether a command is 0 or 1 throughout, and both: the habit of Open X-Embodiment, where 0 would hold still in an environment of -1 and 1."""
+    values = np.unique(np.concatenate([episode.actions[:, dimension] for episode in episodes]).round(4))
+    return values.tolist() == [0, 1]
+
+
+def _change(episodes: Sequence[Episode], dimension: int, change: Callable[[np.ndarray], np.ndarray]) -> None:
     for episode in episodes:
         for actions in (episode.actions, episode.last_action):
             if actions is not None:
-                actions[..., dimension] *= -1
-    return [
-        f"action {env.action_names[dimension]}: 1 {'opens' if there < 0 else 'closes'} in the dataset, {how}, and is turned round for the environment"
-    ]
+                actions[..., dimension] = change(actions[..., dimension])
 
 
 def _closes(gripper: dict | None) -> int | None:
@@ -125,7 +143,8 @@ def _closes(gripper: dict | None) -> int | None:
         return None
     if "closes" in gripper:
         return gripper["closes"]
-    return int(gripper["closed"]) if (gripper.get("open"), gripper.get("closed")) in ((1, -1), (-1, 1)) else None
+    ends = gripper.get("open"), gripper.get("closed")
+    return {(1, -1): -1, (1, 0): -1, (-1, 1): 1, (0, 1): 1}.get(ends)
 
 
 def closing_sign(episodes: Sequence[Episode], dimension: int, opening: Sequence[float]) -> int | None:
