@@ -190,8 +190,10 @@ def test_an_interpreter_that_cannot_be_a_worker_is_told(mini, tmp_path, does, to
 
 
 CALLER = """
+import signal
 import sys
 import numpy as np
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background job ignores, and its children with it
 from worldenv_cli.envs.vector import RealVectorEnv
 from worldenv_cli.recipe import load_recipe
 env = RealVectorEnv(load_recipe(sys.argv[1]).env)
@@ -222,7 +224,10 @@ def test_ctrl_c_is_the_callers_alone(tmp_path):
     process, workers = caller()
     time.sleep(1)
     os.killpg(process.pid, signal.SIGINT)
-    _, told = process.communicate(timeout=20)
+    try:
+        _, told = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert told.count("Traceback") == 1 and told.rstrip().endswith("KeyboardInterrupt")
     assert not psutil.wait_procs(workers, timeout=10)[1]
 
