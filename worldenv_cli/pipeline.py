@@ -38,9 +38,8 @@ class Run:
         self._episodes: dict[str, list[Episode]] = {}
         self._metrics: list[Metrics] = []
         self._env = None
-        self.plan: list[str] = []  # in a dry run: the same, in order
         self.remaining = Remaining([], {})
-        self._planned: set[str] = set()  # in a dry run: what would be made, so that what depends on it would be made too
+        self.plan: list[str] = []  # in a dry run: what would be made, in order, so that what depends on it would be made too
         self._alone = distributed.count() == 1  # what only one process does
         distributed.begin()
 
@@ -234,12 +233,11 @@ class Run:
             distributed.wait()
 
     def _plan(self, name: str, settings: dict, inputs: dict[str, str]) -> None:
-        stale = self.force or not self._planned.isdisjoint(inputs) or not all(self.path(needed).is_dir() for needed in inputs)
+        stale = self.force or not inputs.keys().isdisjoint(self.plan) or not all(self.path(needed).is_dir() for needed in inputs)
         if not stale:
             hashes = {needed: self._ancestry.hash(needed) for needed in inputs}
             stale = not is_current(self.path(name), fingerprint(settings, hashes), self._command(name))
         if stale:
-            self._planned.add(name)
             self.plan.append(name)
         say(f"{name}: {'would be made' if stale else 'up to date'}")
 

@@ -71,8 +71,8 @@ def _to_commands(env, where: str, action: dict, episodes: Sequence[Episode]) -> 
         raise UserError(f"{where}: actions of {len(action.get('names', ()))} numbers, but {size} in the recipe's env; choose another dataset")
     if action.get("absolute"):
         raise UserError(f"{where}: actions are absolute targets, but {env.title} takes steps from where the hand is; choose another dataset")
-    unit = action.get("recorded_unit") if "offset" in action else action.get("unit")
-    if env.command_unit and _flat(unit) and len(unit) == size and not np.allclose(unit, env.command_unit):
+    if _of_this_controller(env, action) is False:
+        unit = _controller_unit(action)
         raise UserError(f"{where}: an action of 1 is {unit}, but {list(env.command_unit)} in the recipe's env; its controller was another one")
     scale = ActionScale.described(action, size, where)
     recorded = [scale.to_recorded(episode.actions) for episode in episodes]
@@ -118,10 +118,16 @@ def _to_gripper(env, where: str, action: dict, episodes: Sequence[Episode]) -> l
     return lines
 
 
-def _of_this_controller(env, action: dict) -> bool:
-    """Whether the dataset says that an action of 1 means there what it means here."""
-    unit = action.get("recorded_unit") if "offset" in action else action.get("unit")
-    return bool(env.command_unit) and _flat(unit) and len(unit) == len(env.command_unit) and np.allclose(unit, env.command_unit)
+def _controller_unit(action: dict):
+    """What the dataset says that a recorded action of 1 moves, in each dimension."""
+    return action.get("recorded_unit") if "offset" in action else action.get("unit")
+
+
+def _of_this_controller(env, action: dict) -> bool | None:
+    """Whether an action of 1 means there what it means here; None where one of them does not say."""
+    unit = _controller_unit(action)
+    known = env.command_unit and _flat(unit) and len(unit) == len(env.command_unit)
+    return bool(np.allclose(unit, env.command_unit)) if known else None
 
 
 def _is_binary(episodes: Sequence[Episode], dimension: int) -> bool:
